@@ -1,0 +1,121 @@
+"""Everything that reaches the terminal: results on stdout, all else on stderr, errors as three lines and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from softclip_cli.errors import SoftclipError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Item = TypeVar("Item")
+
+
+def note(text: str) -> None:
+    """One line of information for a person, on stderr, printed as it stands (no markup)."""
+    err.print(escape(text))
+
+
+def warn(text: str) -> None:
+    """One line of warning on stderr."""
+    err.print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+
+def emit(document: Any, as_json: bool, render: Callable[[], None]) -> None:
+    """Print a command's result: exactly one JSON document with `--json`, else what `render` draws."""
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+    else:
+        render()
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print a table on stdout. Columns whose name starts with '>' are aligned to the right."""
+    grid = Table(title=title or None, title_justify="left", header_style="bold")
+    for name in columns:
+        grid.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    # A table is folded to the terminal's width; off a terminal it is as wide as it needs to be.
+    width = None if out.is_terminal else 200
+    out.print(grid, soft_wrap=False, width=width)
+
+
+def progress() -> Progress:
+    """A progress display on stderr: live on a terminal, silent elsewhere."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield `items` under a progress bar."""
+    with progress() as bar:
+        yield from bar.track(items, total=total, description=description)
+
+
+def fail(error: SoftclipError) -> None:
+    """Print an error as three lines: what, why, what to try."""
+    err.print(f"[bold red]error:[/bold red] {escape(error.what)}")
+    if error.why:
+        err.print(f"  why: {escape(error.why)}")
+    if error.hint:
+        err.print(f"  try: {escape(error.hint)}")
+
+
+def debug_wanted() -> bool:
+    """Whether a traceback is wanted: `--debug` on the command line or SOFTCLIP_DEBUG in the environment."""
+    return "--debug" in sys.argv[1:] or bool(os.environ.get("SOFTCLIP_DEBUG"))
+
+
+def guarded(command: Command) -> Command:
+    """Turn the errors of a command into messages and exit codes (see docs/design.md)."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except SoftclipError as error:
+            if debug_wanted():
+                traceback.print_exc()
+            fail(error)
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            err.print("interrupted")
+            raise SystemExit(130) from None
+        except BrokenPipeError:
+            # The reader of stdout went away (`softclip ... | head`): not an error of ours.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        except Exception as error:
+            if debug_wanted():
+                traceback.print_exc()
+            else:
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                err.print(f"[bold red]bug:[/bold red] {escape(f'{type(error).__name__}: {error}')}")
+                err.print(f"  where: {escape(f'{last.filename}:{last.lineno}')}")
+                err.print("  try: the same command with --debug for the whole traceback, and please report it")
+            raise SystemExit(1) from None
+
+    return run  # type: ignore[return-value]

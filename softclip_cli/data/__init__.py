@@ -1,0 +1,1 @@
+"""From any image-text source to batches."""

@@ -1,0 +1,1 @@
+"""The core loss, target rules, teachers and presets."""

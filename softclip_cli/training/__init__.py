@@ -1,0 +1,1 @@
+"""Loop, optimiser, schedule and checkpoints."""
