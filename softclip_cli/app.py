@@ -7,6 +7,21 @@ from typing import Annotated
 import typer
 
 from softclip_cli import __version__
+from softclip_cli.commands import (
+    data,
+    datasets,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    models,
+    objectives,
+    probe,
+    report,
+    retrieve,
+    runs,
+    train,
+)
 
 app = typer.Typer(
     name="softclip",
@@ -32,6 +47,21 @@ def root(
     ] = False,
 ) -> None:
     """Train CLIP-style models on noisy image-text pairs with soft targets, and evaluate them."""
+
+
+app.command()(demo.demo)
+app.command()(train.train)
+app.add_typer(evaluate.app, name="eval")
+app.command()(probe.probe)
+app.command()(retrieve.retrieve)
+app.add_typer(data.app, name="data")
+data.app.command()(generate.generate)
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(models.app, name="models")
+app.add_typer(objectives.app, name="objectives")
+app.add_typer(runs.app, name="runs")
+app.command()(report.report)
+app.command()(doctor.doctor)
 
 
 def main() -> None:

@@ -104,7 +104,9 @@ class Model:
         """
         unknown = set(towers) - set(TOWERS)
         if unknown:
-            raise UsageError(f"no tower named {', '.join(sorted(unknown))}", hint="--lock takes image, text, or image,text")
+            raise UsageError(
+                f"no tower named {', '.join(sorted(unknown))}", hint="--lock takes image, text, or image,text"
+            )
         if "image" in towers:
             heads = {id(p) for p in self.image.head_parameters()}
             for parameter in self.image.module.parameters():
@@ -215,7 +217,9 @@ class Model:
             # open_clip reads the tokenizer from the folder itself, and the tower's configuration from `hf_model_name`.
             self.text.text.config.save_pretrained(folder)
             self.tokenizer.save_pretrained(str(folder))
-            config["text_cfg"]["hf_model_name"] = config["text_cfg"]["hf_tokenizer_name"] = str((final or folder).resolve())
+            config["text_cfg"]["hf_model_name"] = config["text_cfg"]["hf_tokenizer_name"] = str(
+                (final or folder).resolve()
+            )
             config["text_cfg"]["hf_model_pretrained"] = False
         config["vision_cfg"].pop("timm_model_pretrained", None)
         document = {"model_cfg": config, "preprocess_cfg": self.preprocess.to_open_clip()}

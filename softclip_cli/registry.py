@@ -1,13 +1,13 @@
 """The common model registry: one grammar of model references for every command, and `open_model`, which turns one into a `Model`.
 
-    tiny                            softclip's own small model: trains on a laptop
-    ViT-B-32                        any architecture of open_clip, untrained
-    ViT-B-32@laion2b_s34b_b79k      the same with open_clip's published weights, or with a weights file: ViT-B-32@FILE
-    hf-hub:ORG/NAME                 an open_clip model on the Hugging Face Hub
-    timm:NAME[@W]+hf:NAME[@random]  a pair of pretrained towers with a new projection each. W: a weights file or folder, `random`,
-                                    or pip:PACKAGE; left out: the Hub. hf:NAME may be a local folder or pip:PACKAGE
-    FOLDER                          a run, a checkpoint, or any folder with an open_clip_config.json
-    run:NAME[@best|last|STEP]       a run by name
+tiny                            softclip's own small model: trains on a laptop
+ViT-B-32                        any architecture of open_clip, untrained
+ViT-B-32@laion2b_s34b_b79k      the same with open_clip's published weights, or with a weights file: ViT-B-32@FILE
+hf-hub:ORG/NAME                 an open_clip model on the Hugging Face Hub
+timm:NAME[@W]+hf:NAME[@random]  a pair of pretrained towers with a new projection each. W: a weights file or folder, `random`,
+                                or pip:PACKAGE; left out: the Hub. hf:NAME may be a local folder or pip:PACKAGE
+FOLDER                          a run, a checkpoint, or any folder with an open_clip_config.json
+run:NAME[@best|last|STEP]       a run by name
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ def open_model(
         else:
             model = _open_architecture(parsed)
     model.reference = reference
-    model.name = model.name or (f"{parsed.name}+{Path(parsed.text.removeprefix('pip:')).name}" if parsed.kind == "pair" else reference)
+    model.name = model.name or (
+        f"{parsed.name}+{Path(parsed.text.removeprefix('pip:')).name}" if parsed.kind == "pair" else reference
+    )
     return model.to(device).eval()
 
 
@@ -210,7 +212,9 @@ def _build(config: dict[str, Any], preprocess: dict[str, Any]) -> Model:
 
     config = deepcopy(config)
     if "multimodal_cfg" in config:
-        raise ModelError("CoCa models are not supported", "softclip trains and judges two-tower models", "choose a CLIP model")
+        raise ModelError(
+            "CoCa models are not supported", "softclip trains and judges two-tower models", "choose a CLIP model"
+        )
     arguments = deepcopy(config)
     custom = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
     if arguments["vision_cfg"].get("timm_model_name"):
@@ -237,7 +241,9 @@ def _open_architecture(parsed: Reference) -> Model:
     own = own_architectures()
     if parsed.name in own:
         if parsed.weights:
-            raise ModelError(f"{parsed.name} has no published weights", hint=f"train it: softclip train --model {parsed.name}")
+            raise ModelError(
+                f"{parsed.name} has no published weights", hint=f"train it: softclip train --model {parsed.name}"
+            )
         return _build(own[parsed.name], {})
     name = parsed.name.replace("/", "-")
     config = open_clip.get_model_config(name)
@@ -260,10 +266,14 @@ def _open_architecture(parsed: Reference) -> Model:
                 nearest(parsed.weights, tags) or "tags: " + ", ".join(tags or ["none"]),
             )
         model = _build({**config, **({"quick_gelu": True} if (tag or {}).get("quick_gelu") else {})}, tag or {})
-        path = _download(lambda: open_clip.download_pretrained(tag), f"{name}@{parsed.weights}") if tag else parsed.weights
+        path = (
+            _download(lambda: open_clip.download_pretrained(tag), f"{name}@{parsed.weights}") if tag else parsed.weights
+        )
         _load_into(model, Path(path))
     if "siglip" in name.lower() and not config["text_cfg"].get("hf_tokenizer_name"):
-        model.tokens.tokenizer = model.tokenizer = _download(lambda: open_clip.get_tokenizer(name), f"the tokenizer of {name}")
+        model.tokens.tokenizer = model.tokenizer = _download(
+            lambda: open_clip.get_tokenizer(name), f"the tokenizer of {name}"
+        )
     return model
 
 
@@ -313,7 +323,9 @@ def _open_folder(folder: Path, *, ema: bool = False) -> Model:
     if not weights.is_file():
         found = [*folder.glob("open_clip_*.safetensors"), *([] if ema else folder.glob("*.safetensors"))]
         if not found:
-            raise ModelError(f"{folder} holds no weights", f"{weights.name} is missing", "train or copy the checkpoint again")
+            raise ModelError(
+                f"{folder} holds no weights", f"{weights.name} is missing", "train or copy the checkpoint again"
+            )
         weights = found[0]
     _load_into(model, weights)
     return model
@@ -333,7 +345,9 @@ def _load_into(model: Model, path: Path) -> None:
             "name the architecture that it was trained with",
         ) from None
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
-        raise ModelError(f"{path} cannot be read", f"{type(error).__name__}: {error}", "copy or train it again") from error
+        raise ModelError(
+            f"{path} cannot be read", f"{type(error).__name__}: {error}", "copy or train it again"
+        ) from error
 
 
 def package_files(name: str) -> list[Path]:
@@ -364,9 +378,15 @@ def _open_pair(parsed: Reference, settings: PairSettings) -> Model:
 
     source = parsed.text
     if source.startswith("pip:"):
-        configs = [path for path in package_files(source[4:]) if path.name == "config.json" and (path.parent / "tokenizer_config.json").is_file()]
+        configs = [
+            path
+            for path in package_files(source[4:])
+            if path.name == "config.json" and (path.parent / "tokenizer_config.json").is_file()
+        ]
         if not configs:
-            raise ModelError(f"{source} carries no text tower", "no file config.json beside a tokenizer_config.json in it")
+            raise ModelError(
+                f"{source} carries no text tower", "no file config.json beside a tokenizer_config.json in it"
+            )
         source = str(configs[0].parent)
     text_config = _download(lambda: AutoConfig.from_pretrained(source), f"the text tower hf:{parsed.text}")
     if text_config.model_type not in arch_dict:
@@ -392,7 +412,12 @@ def _open_pair(parsed: Reference, settings: PairSettings) -> Model:
             "context_length": min(settings.context_length, longest),
         },
     }
-    crop = {"size": size, "mean": spec.get("mean"), "std": spec.get("std"), "interpolation": spec.get("interpolation", "bicubic")}
+    crop = {
+        "size": size,
+        "mean": spec.get("mean"),
+        "std": spec.get("std"),
+        "interpolation": spec.get("interpolation", "bicubic"),
+    }
     model = _build(config, {key: value for key, value in crop.items() if value is not None})
 
     if image_weights is None:
@@ -415,8 +440,12 @@ def _open_pair(parsed: Reference, settings: PairSettings) -> Model:
             tower = _download(
                 lambda: AutoModel.from_pretrained(source, add_pooling_layer=pooling), f"the weights of hf:{parsed.text}"
             )
-        model.text.text.transformer.load_state_dict(getattr(tower, "encoder", tower).state_dict() if text_config.is_encoder_decoder else tower.state_dict())
-        model.notes.append(f"text tower: {Path(parsed.text).name}, {config['text_cfg']['hf_pooler_type'].replace('_', ' ')}")
+        model.text.text.transformer.load_state_dict(
+            getattr(tower, "encoder", tower).state_dict() if text_config.is_encoder_decoder else tower.state_dict()
+        )
+        model.notes.append(
+            f"text tower: {Path(parsed.text).name}, {config['text_cfg']['hf_pooler_type'].replace('_', ' ')}"
+        )
     return model
 
 

@@ -17,7 +17,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "grey": (128, 128, 128)}
 
 
-def encoded(colour: tuple[int, int, int], size: tuple[int, int] = (64, 48), noise: int = 20, seed: int = 0, kind: str = "JPEG") -> bytes:
+def encoded(
+    colour: tuple[int, int, int], size: tuple[int, int] = (64, 48), noise: int = 20, seed: int = 0, kind: str = "JPEG"
+) -> bytes:
     """An encoded picture of one colour with some noise."""
     rng = np.random.default_rng(seed)
     pixels = np.clip(np.array(colour) + rng.integers(-noise, noise + 1, (size[1], size[0], 3)), 0, 255).astype(np.uint8)

