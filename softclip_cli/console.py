@@ -11,8 +11,10 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -50,9 +52,13 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
         grid.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
     for row in rows:
         grid.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
-    # A table is folded to the terminal's width; off a terminal it is as wide as it needs to be.
-    width = None if out.is_terminal else 200
-    out.print(grid, soft_wrap=False, width=width)
+    if out.is_terminal:
+        out.print(grid, soft_wrap=False)
+    else:
+        # Off a terminal a table is as wide as it needs to be: files and pipes have no edge to fold at.
+        Console(
+            highlight=False, width=max(80, Measurement.get(out, out.options.update(max_width=10_000), grid).maximum)
+        ).print(grid)
 
 
 def progress() -> Progress:
@@ -95,6 +101,8 @@ def guarded(command: Command) -> Command:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except typer.Exit as ended:
+            raise SystemExit(ended.exit_code) from None
         except SoftclipError as error:
             if debug_wanted():
                 traceback.print_exc()

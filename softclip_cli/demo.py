@@ -47,9 +47,9 @@ class DemoOptions:
     objectives: tuple[str, ...] = ("clip", "psd")
     pairs: int = 10_000
     noise: float = 0.3
-    steps: int = 300
-    batch_size: int = 256
-    lr: float = 2e-3
+    steps: int = 700
+    batch_size: int = 128
+    lr: float = 1e-3
     seed: int = 0
 
 
@@ -114,11 +114,11 @@ def demo(options: DemoOptions, report: Report, say: Callable[[str], None], comma
 def demo_corpus(options: DemoOptions, report: Report) -> Corpus:
     """The generated corpus, made unless one with the same parameters is there."""
     path = options.out / "corpus"
-    wanted = {"pairs": options.pairs, "noise": options.noise, "seed": options.seed}
+    wanted: dict[str, Any] = {"pairs": options.pairs, "noise": options.noise, "seed": options.seed}
     if (path / "corpus.json").is_file():
         corpus = Corpus.open(path)
         made = corpus.info.get("generator", {})
-        if {key: made.get(key, made.get("parameters", {}).get(key)) for key in wanted} == wanted:
+        if {key: made.get(key) for key in wanted} == wanted:
             report("note", {"text": f"corpus: {path} (made earlier)"})
             return corpus
     report("note", {"text": f"corpus: drawing {options.pairs:,} pairs, {options.noise:.0%} of them noisy, into {path}"})

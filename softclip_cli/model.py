@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from softclip_cli.data.decode import Preprocess
 from softclip_cli.data.text import Tokenize
@@ -37,7 +37,7 @@ class Model:
         notes: what the loader decided by itself, with its reason, for a person to read.
     """
 
-    net: nn.Module
+    net: Any
     config: dict[str, Any]
     preprocess: Preprocess
     tokenizer: Any

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from open_clip.hf_model import HFTextEncoder
@@ -50,8 +51,8 @@ class ImageTower:
         ModelError: an image tower of a kind that softclip does not know.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        self.visual = net.visual
+    def __init__(self, net: Any) -> None:
+        self.visual: Any = net.visual
         if not isinstance(self.visual, VisionTransformer | ModifiedResNet | TimmModel):
             raise ModelError(f"image tower {type(self.visual).__name__} is not supported")
 
@@ -106,9 +107,9 @@ class TextTower:
         ModelError: a text tower of a kind that softclip does not know.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        self.net = net
-        self.text = getattr(net, "text", net)
+    def __init__(self, net: Any) -> None:
+        self.net: Any = net
+        self.text: Any = getattr(net, "text", net)
         self.hugging_face = isinstance(self.text, HFTextEncoder)
         if not self.hugging_face and self.text is not net and not isinstance(self.text, TextTransformer):
             raise ModelError(f"text tower {type(self.text).__name__} is not supported")
@@ -155,7 +156,7 @@ class TextTower:
             return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
         if self.pool_type == "eos":
             eos = self.net.text_eos_id if self.text is self.net else self.text.eos_id
-            return (tokens == eos).int().argmax(dim=-1)
+            return tokens.eq(eos).int().argmax(dim=-1)
         return tokens.argmax(dim=-1)
 
     def head(self, features: Tensor) -> Tensor:

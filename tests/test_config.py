@@ -52,7 +52,9 @@ def test_bad_assignments_are_all_named():
 
 
 def test_toml_there_and_back(tmp_path):
-    settings = build(TrainSettings, {"model": {"lock": "image,text"}, "objective": {"name": "clip"}, "data": {"workers": 0}})
+    settings = build(
+        TrainSettings, {"model": {"lock": "image,text"}, "objective": {"name": "clip"}, "data": {"workers": 0}}
+    )
     path = tmp_path / "config.toml"
     path.write_text(to_toml(settings))
     assert build(TrainSettings, read_toml(path)) == settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,9 @@ def list_models(
 
     with working_imports():
         import open_clip
-    rows = [{"reference": name, "kind": "softclip architecture", "weights": []} for name in own_architectures()]
+    rows: list[dict[str, Any]] = [
+        {"reference": name, "kind": "softclip architecture", "weights": []} for name in own_architectures()
+    ]
     rows += [
         {"reference": name, "kind": "open_clip architecture", "weights": open_clip.list_pretrained_tags_by_model(name)}
         for name in open_clip.list_models()
@@ -38,7 +40,9 @@ def list_models(
     def render() -> None:
         shown = [(row["reference"], row["kind"], ", ".join(row["weights"])) for row in rows]
         console.table("", ("reference", "kind", "weights: reference@NAME"), shown)
-        console.note("also: ARCH@FILE, hf-hub:ORG/NAME, timm:NAME[@FILE]+hf:NAME, a run or checkpoint folder (docs/models.md)")
+        console.note(
+            "also: ARCH@FILE, hf-hub:ORG/NAME, timm:NAME[@FILE]+hf:NAME, a run or checkpoint folder (docs/models.md)"
+        )
 
     console.emit(rows, as_json, render)
 
@@ -46,7 +50,9 @@ def list_models(
 @app.command()
 @guarded
 def show(
-    reference: Annotated[str | None, typer.Argument(metavar="REF", help="A model reference; left out: the newest finished run.")] = None,
+    reference: Annotated[
+        str | None, typer.Argument(metavar="REF", help="A model reference; left out: the newest finished run.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
 ) -> None:

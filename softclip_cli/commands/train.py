@@ -152,11 +152,12 @@ def run_training(plan: Plan, as_json: bool) -> Path:
     run = Run(path)
     write_model_card(run)
     final = run.training[-1]
+    evaluations = {name: lines[-1] for name, lines in run.evaluations.items()}
     document = {
         "run": str(path),
         "status": run.status,
         "final": final,
-        "evaluations": {k: v[-1] for k, v in run.evaluations.items()},
+        "evaluations": evaluations,
     }
 
     def render() -> None:
@@ -165,7 +166,7 @@ def run_training(plan: Plan, as_json: bool) -> Path:
             ("steps", final["step"]),
             ("loss", f"{final['loss']:.3f} (chance {final['chance']:.3f})"),
         ]
-        for name, entry in document["evaluations"].items():
+        for name, entry in evaluations.items():
             rows += [(f"{name} {key}", f"{value:.2f}") for key, value in entry.items() if isinstance(value, float)]
         console.table("", ("", ""), rows)
 

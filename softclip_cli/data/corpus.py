@@ -39,7 +39,7 @@ class Record:
     Attributes:
         key: unique within its split; names the sample in messages and in `dropped` reports.
         image: the encoded file (JPEG, PNG, ...), not decoded.
-        captions: at least one.
+        captions: at least one; in a labelled set, perhaps none.
         label: class index, for labelled sets.
         group: samples that share a group are positives of each other (near-duplicates, one product, ...).
         extra: values for the further columns that the writer was opened with.
@@ -90,7 +90,11 @@ class SplitWriter:
 
     def write(self, record: Record) -> None:
         """Append one record."""
-        row = {"key": record.key, "image": {"bytes": record.image, "path": None}, "captions": record.captions}
+        row: dict[str, Any] = {
+            "key": record.key,
+            "image": {"bytes": record.image, "path": None},
+            "captions": record.captions,
+        }
         if "label" in self.features:
             row["label"] = record.label
         if "group" in self.features:
@@ -128,6 +132,12 @@ class SplitWriter:
             self._stream = self._sink = None
             self._shard_bytes = 0
 
+    def abort(self) -> None:
+        """Let go of the files, whose content is then worth nothing."""
+        if self._sink is not None:
+            self._sink.close()
+        self._stream = self._sink = None
+
     def close(self) -> None:
         """Write what is pending and the two JSON files that make the folder a `datasets` dataset."""
         import datasets
@@ -146,7 +156,7 @@ class SplitWriter:
             path.rename(final)
             names.append(final.name)
             self.hashes.append(hash_file(final))
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": hashlib.sha256("".join(self.hashes).encode()).hexdigest()[:16],
             "_format_columns": None,
@@ -183,6 +193,7 @@ class CorpusWriter:
         self.info: dict[str, Any] = {"format": FORMAT, "softclip": __version__, "splits": {}}
         self._work = self.out.with_name(f".{self.out.name}.{os.getpid()}.partial")
         self._hashes: dict[str, list[str]] = {}
+        self._open: dict[str, SplitWriter] = {}
 
     def __enter__(self) -> CorpusWriter:
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -190,17 +201,33 @@ class CorpusWriter:
         self._work.mkdir()
         return self
 
-    @contextmanager
-    def split(self, name: str, features: datasets.Features | None = None) -> Iterator[SplitWriter]:
-        """Open one split for writing; close it by leaving the `with` block."""
-        writer = SplitWriter(self._work / name, features if features is not None else features_for())
-        yield writer
+    @property
+    def folder(self) -> Path:
+        """Where the corpus is being written: further files that belong in it go here, and are renamed with it."""
+        return self._work
+
+    def open_split(self, name: str, features: datasets.Features | None = None) -> SplitWriter:
+        """Open a split for writing, beside others that may be open; end it by `close_split`."""
+        self._open[name] = SplitWriter(self._work / name, features if features is not None else features_for())
+        return self._open[name]
+
+    def close_split(self, name: str) -> None:
+        """End a split. The order in which splits end is the order in which the corpus lists them."""
+        writer = self._open.pop(name)
         writer.close()
         self.info["splits"][name] = {"rows": writer.rows}
         self._hashes[name] = writer.hashes
 
+    @contextmanager
+    def split(self, name: str, features: datasets.Features | None = None) -> Iterator[SplitWriter]:
+        """Open one split for writing; close it by leaving the `with` block."""
+        yield self.open_split(name, features)
+        self.close_split(name)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is not None:
+            for writer in self._open.values():
+                writer.abort()
             shutil.rmtree(self._work, ignore_errors=True)
             return
         self.info["fingerprint"] = hashlib.sha256(json.dumps(self._hashes, sort_keys=True).encode()).hexdigest()
@@ -237,18 +264,26 @@ class Corpus:
         path = Path(path)
         if not path.is_dir():
             raise DataError(
-                f"no corpus at {path}", "the folder does not exist", "make one: softclip data prepare SOURCE " + str(path)
+                f"no corpus at {path}",
+                "the folder does not exist",
+                "make one: softclip data prepare SOURCE " + str(path),
             )
         try:
-            info = json.loads((path / "corpus.json").read_text())
+            info = json.loads((path / "corpus.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(
                 f"{path} is not a prepared corpus",
                 "it holds no corpus.json",
                 f"prepare it first: softclip data prepare {path} OUT",
             ) from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise DataError(f"{path / 'corpus.json'} is damaged", str(error), "prepare the corpus again") from None
+        if not isinstance(info, dict) or not isinstance(info.get("splits"), dict) or "fingerprint" not in info:
+            raise DataError(
+                f"{path} is not a prepared corpus",
+                "its corpus.json was not written by softclip",
+                f"prepare it first: softclip data prepare {path} OUT",
+            )
         if info.get("format", 0) > FORMAT:
             raise DataError(
                 f"{path} was written by a newer softclip ({info.get('softclip')})",
@@ -281,7 +316,9 @@ class Corpus:
             loaded = datasets.load_from_disk(str(self.path / name))
         except Exception as error:  # `datasets` and Arrow raise many kinds for a damaged folder
             raise DataError(
-                f"split {name!r} of {self.path} cannot be read", f"{type(error).__name__}: {error}", "prepare the corpus again"
+                f"split {name!r} of {self.path} cannot be read",
+                f"{type(error).__name__}: {error}",
+                "prepare the corpus again",
             ) from error
         return loaded.cast_column("image", datasets.Image(decode=False))
 

@@ -6,17 +6,31 @@ The evaluation view equals open_clip's `image_transform_v2(cfg, is_train=False)`
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from softclip_cli.errors import DataError
 
 MAX_PIXELS = 178_956_970  # twice Pillow's own warning limit: above it a file is a decompression bomb
+# Pillow warns of large images (MAX_PIXELS decides) and of odd metadata (which says nothing about the pixels).
+warnings.filterwarnings("ignore", module=r"PIL\.")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
+TRANSPOSE = {  # by EXIF orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -73,6 +87,76 @@ class Augment:
     flip: float = 0.0
 
 
+class ImageError(DataError):
+    """An image that cannot be used; `kind` names the reason as `clean.REASONS` does, `why` has the details."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__("image cannot be decoded" if kind != "decompression-bomb" else "image refused", why)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.why)
+
+
+@functools.cache
+def image_formats() -> tuple[str, ...]:
+    """The formats that are read: what image sets hold, as far as this Pillow was built with them.
+
+    Others are refused, for Pillow also reads documents (EPS starts Ghostscript) and formats that nobody trains on.
+    """
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_header(data: bytes) -> Image.Image:
+    """Open an image without decoding it: its `format`, `size` (before EXIF rotation) and `mode` can be read.
+
+    Raises:
+        ImageError: (a DataError) empty, not an image, or a decompression bomb.
+    """
+    if not data:
+        raise ImageError("empty-image", "it has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=image_formats())
+    except Image.DecompressionBombError as error:
+        raise ImageError("decompression-bomb", str(error)) from error
+    except UnidentifiedImageError:
+        raise ImageError("not-an-image", f"no image format is recognised; it starts with {data[:12]!r}") from None
+    except Exception as error:  # Pillow's parsers raise nearly anything on damaged files
+        raise ImageError("damaged-image", f"{type(error).__name__}: {error}") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError("decompression-bomb", f"{width}×{height} pixels")
+    return image
+
+
+def open_upright(data: bytes, *, min_side: int | None = None) -> Image.Image:
+    """Decode to an upright image in the file's own mode (RGB, L, P, RGBA, CMYK, ...): EXIF orientation is applied.
+
+    Args:
+        data: the encoded file.
+        min_side: as in `open_image`.
+
+    Raises:
+        ImageError: (a DataError) not an image, truncated, damaged, or a decompression bomb; the cause is in `why`.
+    """
+    image = open_header(data)
+    width, height = image.size
+    try:
+        if min_side and image.format == "JPEG" and min(width, height) >= 2 * min_side:
+            scale = min(width, height) // min_side
+            image.draft("RGB", (width // scale, height // scale))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        kind = "truncated-image" if "truncated" in str(error).lower() else "damaged-image"
+        raise ImageError(kind, f"{type(error).__name__}: {error}") from error
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata says nothing about the pixels
+        orientation = 1
+    return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
+
+
 def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
     """Decode to an upright RGB image.
 
@@ -81,37 +165,52 @@ def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
         min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its shorter side stays at least this (speed).
 
     Raises:
-        DataError: not an image, truncated, or a decompression bomb; the cause is in `why`.
+        ImageError: (a DataError) not an image, truncated, damaged, or a decompression bomb; the cause is in `why`.
     """
+    return _to_rgb(open_upright(data, min_side=min_side))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
     try:
-        image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise DataError("image refused", f"{width}×{height} pixels: a decompression bomb")
-        if min_side and image.format == "JPEG" and min(width, height) >= 2 * min_side:
-            scale = min(width, height) // min_side
-            image.draft("RGB", (width // scale, height // scale))
-        image = ImageOps.exif_transpose(image)
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise DataError("image cannot be decoded", f"{type(error).__name__}: {error}") from error
+        return image.convert("RGB")
+    except Exception as error:  # a mode without a way to RGB
+        raise ImageError("damaged-image", f"mode {image.mode}: {error}") from error
 
 
 def eval_view(data: bytes, spec: Preprocess) -> np.ndarray:
-    """The deterministic view: uint8, (size, size, 3)."""
-    image = open_image(data)
+    """The deterministic view: uint8, (size, size, 3).
+
+    Equal to open_clip's evaluation transform (before its conversion to float), with one exception: EXIF orientation is
+    applied here, and open_clip ignores it. As there, the image is resized in the file's own mode and becomes RGB last,
+    so a palette image is resized without interpolation.
+
+    Raises:
+        ImageError: (a DataError) as `open_image`.
+    """
+    image = open_upright(data)
+    try:
+        return np.asarray(_to_rgb(_fit(image, spec)))
+    except ValueError:  # Pillow cannot resize this mode (such as 16-bit grey with interpolation); neither can open_clip
+        return np.asarray(_fit(_to_rgb(image), spec))
+
+
+def _fit(image: Image.Image, spec: Preprocess) -> Image.Image:
+    """Resize and crop or pad to (size, size), with torchvision's rounding."""
     size, resample = spec.size, RESAMPLING[spec.interpolation]
     width, height = image.size
     if spec.resize_mode == "squash":
-        return np.asarray(image.resize((size, size), resample))
+        return image.resize((size, size), resample)
     if spec.resize_mode == "longest":
-        factor = size / max(width, height)
-        image = image.resize((max(1, round(width * factor)), max(1, round(height * factor))), resample)
-        canvas = Image.new("RGB", (size, size), (spec.fill_color,) * 3)
+        ratio = max(height / size, width / size)
+        image = image.resize((max(1, round(width / ratio)), max(1, round(height / ratio))), resample)
+        bands = len(image.getbands())
+        canvas = Image.new(image.mode, (size, size), spec.fill_color if bands == 1 else (spec.fill_color,) * bands)
+        if image.mode == "P":
+            canvas.putpalette(image.getpalette() or [])
         canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
-        return np.asarray(canvas)
+        return canvas
     # As torchvision's Resize(size): the longer side is truncated, not rounded.
     if width <= height:
         image = image.resize((size, int(size * height / width)), resample)
@@ -119,13 +218,16 @@ def eval_view(data: bytes, spec: Preprocess) -> np.ndarray:
         image = image.resize((int(size * width / height), size), resample)
     # As torchvision's CenterCrop: Python's rounding of the half-pixel.
     left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return image.crop((left, top, left + size, top + size))
 
 
 def train_view(data: bytes, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
     """The augmented view: uint8, (size, size, 3), a function of the bytes and the generator's state only."""
-    # The crop keeps at least scale[0] of the area, so its side is at least sqrt(scale[0]) of the image's.
-    image = open_image(data, min_side=math.ceil(spec.size / math.sqrt(augment.scale[0])))
+    # The crop has at least scale[0] of the area, so its shorter side is at least sqrt(scale[0] / widest ratio) of the
+    # image's: decoded no smaller than this, no crop is enlarged for which the full image would have had the pixels.
+    widest = max(augment.ratio[1], 1 / augment.ratio[0])
+    share = math.sqrt(augment.scale[0] / widest)
+    image = open_image(data, min_side=math.ceil(spec.size / share) if share > 0 else None)
     box = random_box(image.width, image.height, augment, rng)
     view = image.resize((spec.size, spec.size), RESAMPLING[spec.interpolation], box=box, reducing_gap=2.0)
     if augment.flip and rng.random() < augment.flip:

@@ -124,7 +124,7 @@ def damage(folder: Path) -> str:
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are whole, and what is wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for step in reversed(saved_steps(folder)):
         path = folder / folder_name(step)
         problem = damage(path)
@@ -166,8 +166,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     count = sum(len(group["params"]) for group in document["param_groups"])
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        entries.setdefault(int(index), {})[name] = tensor
+        number, name = key.split(".", 1)
+        entries.setdefault(int(number), {})[name] = tensor
     if entries and max(entries) >= count:
         raise ModelError(
             "the checkpoint's optimiser state is of another model", f"{max(entries) + 1} parameters, not {count}"

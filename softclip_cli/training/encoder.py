@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class TowerEncoder:
 
     def __init__(self, model: Model, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
-        self.module: nn.Module = model.net
+        self.module: Any = model.net
 
     def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, 3) and int64 (N, L) → two float32 (N, embed_dim), L2-normalised."""
@@ -62,7 +62,7 @@ class _Matrix(nn.Module):
         return features if self.matrix is None else features @ self.matrix
 
 
-def _as_module(owner: nn.Module, parameters: list[nn.Parameter], names: tuple[str, ...]) -> nn.Module:
+def _as_module(owner: Any, parameters: list[nn.Parameter], names: tuple[str, ...]) -> nn.Module:
     for name in names:
         module = getattr(owner, name, None)
         if isinstance(module, nn.Module):
@@ -80,7 +80,7 @@ class ProjectionEncoder:
     """
 
     def __init__(self, projections: Projections) -> None:
-        self.module: nn.Module = projections
+        self.module: Any = projections
 
     def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """float32 (N, image width) and (N, text width) → two float32 (N, embed_dim), L2-normalised."""
@@ -105,8 +105,3 @@ class ProjectionEncoder:
 
 
 Encoder = TowerEncoder | ProjectionEncoder
-
-
-def frozen_copy(module: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode that takes no gradient."""
-    return deepcopy(module).eval().requires_grad_(False)

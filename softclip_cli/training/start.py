@@ -254,4 +254,5 @@ def data_facts(corpus: Corpus, settings: TrainSettings, rows: int) -> dict[str, 
         "split": settings.data.split,
         "pairs": rows,
         "splits": corpus.info["splits"],
+        **{key: corpus.info[key] for key in ("generator", "noise", "sources") if key in corpus.info},
     }

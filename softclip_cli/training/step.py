@@ -73,7 +73,8 @@ def forward_backward(
     if teacher is not None:
         with torch.no_grad():
             seen = [teacher(image[chunk], text[chunk]) for chunk in chunks]
-        taught = Embeddings(*(torch.cat(side) for side in zip(*seen, strict=True)), teacher.logit_scale.detach())
+        seen_image, seen_text = (torch.cat(side) for side in zip(*seen, strict=True))
+        taught = Embeddings(seen_image, seen_text, teacher.logit_scale.detach())
     output = objective(
         Embeddings(v, t),
         taught,
@@ -86,6 +87,7 @@ def forward_backward(
     )
     output.loss.backward()
     if not whole:
+        assert v.grad is not None and t.grad is not None
         for i, chunk in enumerate(chunks):
             torch.autograd.backward(encode(i), (v.grad[chunk], t.grad[chunk]))
     return output

@@ -1,0 +1,366 @@
+"""`softclip data`: corpora in, checked and clean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from softclip_cli import console
+from softclip_cli.console import guarded
+from softclip_cli.errors import UsageError
+
+app = typer.Typer(
+    name="data",
+    help="Prepare, inspect and generate corpora of images with captions.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+COLUMNS, CLEANING, OUTPUT = "Tables: which column is what", "What is kept", "Output"
+
+
+@app.command()
+@guarded
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Where the images and captions are: a folder of x.jpg + x.txt, a CSV/TSV/JSON-lines/Parquet table, a "
+            "folder with Flickr8k.token.txt, a `datasets` or Parquet folder, class folders, or a Hub name (org/name).",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The corpus folder to make.")],
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="The form of SRC, instead of finding out: datasets, flickr, pairs, table, parquet, classes or hub.",
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Holds image paths or bytes.", rich_help_panel=COLUMNS)
+    ] = None,
+    caption_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Holds captions; give it once for each column.", rich_help_panel=COLUMNS),
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Holds class names or numbers.", rich_help_panel=COLUMNS)
+    ] = None,
+    group_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Rows with the same value here show the same thing, and are positives of each other.",
+            rich_help_panel=COLUMNS,
+        ),
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Says train, val, test, ...", rich_help_panel=COLUMNS)
+    ] = None,
+    key_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Names each record; else the image's path does.", rich_help_panel=COLUMNS),
+    ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The folder that image paths in the table are relative to.", rich_help_panel=COLUMNS
+        ),
+    ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...|FILE",
+            help="Names of the classes in the order of their numbers, or a file with one a line.",
+            rich_help_panel=COLUMNS,
+        ),
+    ] = None,
+    caption_template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Make captions for a labelled set from its class names, such as 'a photo of a {}'. Repeatable.",
+            rich_help_panel=COLUMNS,
+        ),
+    ] = None,
+    encoding: Annotated[
+        str, typer.Option(metavar="NAME", help="Of text files; captions that are not valid in it are left out.")
+    ] = "utf-8",
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="For records for which SRC has no split.", rich_help_panel=CLEANING)
+    ] = "train",
+    split_list: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A text file with the image names of a split, one a line. Repeatable; images in no list are left out.",
+            rich_help_panel=CLEANING,
+        ),
+    ] = None,
+    split_fraction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=X,...",
+            help="Put shares of a source without splits aside, such as val=0.05,test=0.05. The same records each time.",
+            rich_help_panel=CLEANING,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="At most so many records a split.", rich_help_panel=CLEANING)
+    ] = None,
+    max_dropped: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            help="Fail if more than this share of the records is broken; a smaller share is left out and listed.",
+            rich_help_panel=CLEANING,
+        ),
+    ] = 0.05,
+    short_side: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="Make larger images this small (shorter side), stored as JPEG. Left out: files stay as they are.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    quality: Annotated[
+        int, typer.Option(metavar="Q", help="JPEG quality for --short-side.", rich_help_panel=OUTPUT)
+    ] = 90,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", metavar="N", help="Processes; else one a core.", rich_help_panel=OUTPUT),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a corpus that is there.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Turn images with captions, in nearly any form, into a clean corpus that softclip trains on.
+
+    Every image is decoded, every caption checked.
+    What cannot be used is left out and listed, with the reason, in OUT/dropped.parquet.
+
+    [bold]Examples[/bold]
+
+    softclip data prepare photos/ corpus            (a folder of x.jpg + x.txt)
+
+    softclip data prepare pairs.csv corpus --image-column file --caption-column text
+
+    softclip data prepare flickr8k/ corpus --short-side 256
+    """
+    from softclip_cli.data.prepare import PrepareOptions, prepare_source
+    from softclip_cli.data.sources import open_source
+
+    options = PrepareOptions(
+        format=format_name,
+        image_column=image_column,
+        caption_columns=tuple(caption_column or ()),
+        label_column=label_column,
+        group_column=group_column,
+        split_column=split_column,
+        key_column=key_column,
+        image_root=image_root,
+        split_lists={name: Path(file) for name, file in _assignments("--split-list", split_list or [])},
+        class_names=_class_names(class_names),
+        encoding=encoding,
+        caption_templates=tuple(caption_template or ()),
+        split=split,
+        split_fractions=_fractions(split_fraction),
+        short_side=short_side,
+        quality=quality,
+        limit=limit,
+        workers=workers,
+        max_dropped=max_dropped,
+        overwrite=overwrite,
+    )
+    with _termination_as_interrupt():
+        found = open_source(source, options)
+        console.note(f"format {found.format}: {found.reason}")
+        for line in found.notes:
+            console.note(f"  {line}")
+        with _bar("preparing") as progress:
+            corpus = prepare_source(found, out, options, progress)
+    console.emit({"corpus": str(corpus.path), **corpus.info}, as_json, lambda: _show_prepared(str(out), corpus.info))
+
+
+def _show_prepared(out: str, info: dict[str, Any]) -> None:
+    splits = info["splits"]
+    rows = [(name, f"{split['rows']:,}", f"{split['captions']:,}") for name, split in splits.items()]
+    console.table(f"corpus {out}", ["split", ">images", ">captions"], rows)
+    dropped = info["dropped"]
+    if dropped["records"]:
+        console.out.print(
+            f"dropped: {dropped['records']:,} broken records ({dropped['share']:.2%}): {_counts(dropped['reasons'])}"
+        )
+    if dropped["captions"]:
+        console.out.print(f"dropped: single captions: {_counts(dropped['captions'])}")
+    if dropped["left_out"]:
+        console.out.print(f"left out by choice: {_counts(dropped['left_out'])}")
+    if dropped["records"] or dropped["captions"] or dropped["left_out"]:
+        console.out.print(f"which and why: {out}/dropped.parquet")
+    if info["counts"]["renamed_keys"]:
+        console.out.print(f"keys that occurred before, now with #2, #3, ...: {info['counts']['renamed_keys']:,}")
+    if info["counts"]["resized"]:
+        console.out.print(f"images made smaller: {info['counts']['resized']:,}")
+    if not info["counts"]["captions"]:
+        console.out.print("no captions: good for evaluation; --caption-template makes captions from the class names")
+    console.out.print(f"next: softclip data inspect {out}")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in counts.items())
+
+
+@app.command()
+@guarded
+def inspect(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder that `softclip data prepare` made.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Show what is in a corpus: splits, caption lengths, repeated captions, image sizes, what was dropped."""
+    from softclip_cli.data.corpus import Corpus
+    from softclip_cli.data.inspection import inspect_corpus
+
+    with _bar("reading") as progress:
+        found = inspect_corpus(Corpus.open(corpus), progress)
+    console.emit(found, as_json, lambda: _show_inspected(found))
+
+
+def _show_inspected(found: dict[str, Any]) -> None:
+    splits: dict[str, dict[str, Any]] = found["splits"]
+    console.table(
+        f"corpus {found['path']}",
+        ["split", ">images", ">captions", ">captions an image", ">words a caption", ">repeated captions", ">classes"],
+        [
+            (
+                name,
+                f"{split['rows']:,}",
+                f"{split['captions']:,}",
+                _range(split["captions_per_image"]),
+                _range(split["words_per_caption"]),
+                f"{split['repeated_captions']['captions']:,}",
+                split["classes"]["count"] if "classes" in split else "",
+            )
+            for name, split in splits.items()
+        ],
+    )
+    console.table(
+        "images (sampled)",
+        ["split", ">sampled", "formats", ">width", ">height", ">bytes a file"],
+        [
+            (
+                name,
+                f"{split['images']['sampled']:,}",
+                _counts(split["images"]["formats"]),
+                _range(split["images"]["width"]),
+                _range(split["images"]["height"]),
+                _range(split["images"]["bytes"]),
+            )
+            for name, split in splits.items()
+        ],
+    )
+    for name, split in splits.items():
+        frequent = [item for item in split["repeated_captions"]["most_frequent"] if item["count"] > 1]
+        if frequent:
+            console.table(
+                f"most frequent captions in {name}",
+                [">times", "caption"],
+                [(i["count"], i["caption"]) for i in frequent],
+            )
+    dropped = found["dropped"]
+    if dropped:
+        lines = {"broken records": "reasons", "single captions": "captions", "left out by choice": "left_out"}
+        for title, key in lines.items():
+            if dropped[key]:
+                console.out.print(f"{title}: {_counts(dropped[key])}")
+    for source in found["sources"]:
+        console.out.print(f"from {source['path']} ({source['format']}: {source['reason']})")
+    console.out.print("ranges are: smallest / median / largest")
+
+
+def _range(values: dict[str, float] | None) -> str:
+    if values is None:
+        return "-"
+    if values["min"] == values["max"]:
+        return f"{values['min']:,}"
+    return f"{values['min']:,} / {values['median']:,g} / {values['max']:,}"
+
+
+def _assignments(option: str, given: list[str]) -> list[tuple[str, str]]:
+    """`NAME=VALUE` texts, split at the first equals sign."""
+    wrong = [text for text in given if not all(part.strip() for part in text.partition("="))]
+    if wrong:
+        raise UsageError(f"unusable {option} {wrong[0]!r}", "expected NAME=VALUE", f"for example {option} test=...")
+    pairs = [(name.strip(), value.strip()) for name, _, value in (text.partition("=") for text in given)]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{option} names a split twice", ", ".join(names), "give each split once")
+    return pairs
+
+
+def _fractions(given: str | None) -> dict[str, float]:
+    if given is None:
+        return {}
+    pairs = _assignments("--split-fraction", [part for part in given.split(",") if part.strip()])
+    try:
+        return {name: float(value) for name, value in pairs}
+    except ValueError as error:
+        raise UsageError(f"unusable --split-fraction {given!r}", str(error), "for example val=0.05,test=0.05") from None
+
+
+def _class_names(given: str | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    path = Path(given)
+    if "," not in given and path.is_file():
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
+    elif "," in given:
+        names = tuple(name.strip() for name in given.split(","))
+    else:
+        raise UsageError(
+            f"unusable --class-names {given!r}", "there is no such file", "give A,B,C or a file with one name a line"
+        )
+    doubled = sorted({name for name in names if names.count(name) > 1 or not name})
+    if doubled:
+        raise UsageError(
+            "--class-names has empty or double names", ", ".join(map(repr, doubled)), "each class needs its own name"
+        )
+    return names
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    with console.progress() as bar:
+        task = bar.add_task(description, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total or None)
+
+        yield advance
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: workers are stopped and the unfinished folder is removed."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

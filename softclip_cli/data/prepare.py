@@ -1,0 +1,357 @@
+"""From any source to a prepared corpus: split, check, clean, write; every record that is left out is written down.
+
+The source yields candidates in a fixed order, workers clean them, and this module takes their results in that order:
+so the corpus is the same, byte for byte, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import errno
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from softclip_cli.data.clean import Cleaned, Rules, clean_all
+from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, SplitWriter, features_for
+from softclip_cli.data.dropped import DroppedLog
+from softclip_cli.data.ordered_map import ordered_map, usable_cores
+from softclip_cli.data.sources import open_source
+from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
+from softclip_cli.data.splits import SplitAssigner
+from softclip_cli.errors import DataError, HostError, UsageError
+
+CHUNK_BYTES = 8 << 20  # what travels to a worker at once
+CHUNK_FILES = 16  # or so many image files, whose sizes are not known yet
+CHUNK_ITEMS = 256
+MAX_SPLITS = 64
+STOP_AFTER = 500  # records to see before giving up, so that the error can name more than the first trouble
+SPLIT_ORDER = ("train", "val", "test")  # the others follow in the order in which they appear
+
+
+@dataclass(frozen=True)
+class PrepareOptions(SourceOptions):
+    """Everything that shapes a prepared corpus.
+
+    Attributes:
+        caption_templates: captions for a labelled set, with `{}` for the class name.
+        split: for records for which the source has none.
+        split_fractions: shares of the records that go to other splits than `split`, drawn by a hash of the key.
+        short_side: images with a longer shorter side are resized to it and stored as JPEG; else bytes stay as they are.
+        quality: of those JPEGs.
+        limit: at most so many records a split.
+        workers: processes; by default one a core. The result does not depend on it.
+        max_dropped: the share of broken records from which on preparing fails.
+        overwrite: replace a corpus that is there.
+
+    Raises:
+        UsageError: values that make no sense, all named at once.
+    """
+
+    caption_templates: tuple[str, ...] = ()
+    split: str = "train"
+    split_fractions: Mapping[str, float] = field(default_factory=dict)
+    short_side: int | None = None
+    quality: int = 90
+    limit: int | None = None
+    workers: int | None = None
+    max_dropped: float = 0.05
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.short_side is not None and not 8 <= self.short_side <= 65_500:
+            problems.append(f"--short-side {self.short_side}: must be from 8 to 65500 pixels")
+        if not 1 <= self.quality <= 100:
+            problems.append(f"--quality {self.quality}: must be from 1 to 100")
+        if self.limit is not None and self.limit < 1:
+            problems.append(f"--limit {self.limit}: must be at least 1")
+        if self.workers is not None and self.workers < 1:
+            problems.append(f"--workers {self.workers}: must be at least 1")
+        if not 0 <= self.max_dropped <= 1:
+            problems.append(f"--max-dropped {self.max_dropped}: a share from 0 to 1")
+        if not all(0 < share < 1 for share in self.split_fractions.values()) or sum(self.split_fractions.values()) >= 1:
+            given = ",".join(f"{name}={share:g}" for name, share in self.split_fractions.items())
+            problems.append(f"--split-fraction {given}: shares between 0 and 1 that leave some for {self.split!r}")
+        problems += [f"--caption-template {text!r}: has no {{}}" for text in self.caption_templates if "{}" not in text]
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            problems.append(f"--encoding {self.encoding}: no such text encoding")
+        if problems:
+            raise UsageError("unusable options", "\n       ".join(problems), "see softclip data prepare --help")
+
+
+def prepare(
+    source: Path | str, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+) -> Corpus:
+    """Prepare a corpus.
+
+    Args:
+        source: a path, or a name on the Hub.
+        out: the folder to make; it appears when the corpus is whole, and never in part.
+        options: how.
+        progress: called with (records done, records in all; 0 where that is not known).
+
+    Raises:
+        UsageError: an option or column that does not fit the source.
+        DataError: the source cannot be read, too many of its records are broken, or none is left; `out` is in the way.
+        HostError: the disk is full, or `out` cannot be written.
+    """
+    return prepare_source(open_source(str(source), options), out, options, progress)
+
+
+def prepare_source(
+    source: Source, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+) -> Corpus:
+    """As `prepare`, from a source that is open already (a command prints its reason and notes first)."""
+    out = Path(out)
+    _refuse_own_source(source, out)
+    if options.caption_templates and source.class_names is None:
+        raise UsageError("--caption-template needs class names", f"{source.path} has no labels", "see --label-column")
+    try:
+        with CorpusWriter(out, overwrite=options.overwrite) as writer:
+            _Run(source, options, writer, progress).run()
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise HostError(
+                f"no space left for {out}", str(error), "free some, or make it smaller: --short-side 256"
+            ) from error
+        raise HostError(f"{out} cannot be written", str(error), "choose another output folder") from error
+    return Corpus.open(out)
+
+
+def _refuse_own_source(source: Source, out: Path) -> None:
+    place = Path(source.path)
+    if place.exists() and (out.resolve() == place.resolve() or out.resolve() in place.resolve().parents):
+        raise UsageError(f"{place} lies in the output folder {out}", hint="choose an output folder outside the source")
+
+
+class _Run:
+    """One preparation: the loop, and what it counts."""
+
+    def __init__(
+        self, source: Source, options: PrepareOptions, writer: CorpusWriter, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.source, self.options, self.writer, self.progress = source, options, writer, progress
+        self.splits = SplitAssigner(source, options.split_lists, options.split_fractions, options.split)
+        self.features = features_for(class_names=source.class_names, groups="group_column" in source.choices)
+        self.rules = Rules(
+            needs_caption=source.has_captions and not options.caption_templates,
+            encoding=options.encoding,
+            short_side=options.short_side,
+            quality=options.quality,
+        )
+        self.rows: Counter[str] = Counter()
+        self.captions: Counter[str] = Counter()
+        self.keys: set[int] = set()
+        self.open: dict[str, SplitWriter] = {}
+        self.read = self.resized = self.renamed = 0
+        self.stopped = False
+        totals = [part.total for part in source.parts]
+        self.total = 0 if None in totals or options.limit else sum(total or 0 for total in totals)
+
+    def run(self) -> None:
+        """Read, clean and write everything; fill the writer's info."""
+        self.log = DroppedLog(self.writer.folder / "dropped.parquet")
+        try:
+            self._loop()
+            if not self.options.limit:
+                for item in self.splits.leftovers():
+                    self.log.add(item)
+            for item in self.splits.doubles:
+                self.log.add(item)
+        finally:
+            self.log.close()
+        self._judge()
+        self._finish()
+
+    def _loop(self) -> None:
+        work = partial(clean_all, rules=self.rules)
+        workers = self.options.workers or usable_cores()
+        for item, result in ordered_map(work, self._chunks(), workers, _crashed):
+            if isinstance(result, Dropped):
+                if not self._full(result.split):
+                    self.read += 1
+                    self.log.add(result)
+            else:
+                assert isinstance(item, Candidate)
+                self._keep(item, result)
+            if self.progress and self.read % 64 == 0:
+                self.progress(self.read, self.total)
+            # The share can only end above the limit: there is no need to read the rest.
+            hopeless = self.log.broken > self.options.max_dropped * self.total > 0
+            if hopeless and self.read >= STOP_AFTER:
+                self.stopped = True
+                break
+        if self.progress:
+            self.progress(self.read, max(self.read, self.total))
+
+    def _chunks(self) -> Iterator[list[Candidate | Dropped]]:
+        chunk: list[Candidate | Dropped] = []
+        size = 0
+        for part in self.source.parts:
+            for item in self._items(part):
+                chunk.append(item)
+                size += _weight(item)
+                if size >= CHUNK_BYTES:
+                    yield chunk
+                    chunk, size = [], 0
+        if chunk:
+            yield chunk
+
+    def _items(self, part: Part) -> Iterator[Candidate | Dropped]:
+        only = self.splits.only_split(part)
+        for item in part.records():
+            # Whether a split is full depends here on how far the workers are: that saves work, but `_keep` decides.
+            if only and self._full(only):
+                return
+            if isinstance(item, Candidate):
+                refused = self.splits.assign(item)
+                if refused:
+                    yield refused
+                    continue
+            else:
+                item.split = only or (split_name(item.split) if item.split else "")
+            if not item.split or not self._full(item.split):
+                yield item
+
+    def _full(self, split: str) -> bool:
+        return self.options.limit is not None and self.rows[split] >= self.options.limit
+
+    def _keep(self, item: Candidate, result: Cleaned) -> None:
+        split = str(item.split)
+        if self._full(split):
+            return
+        self.read += 1
+        for caption in result.dropped:
+            self.log.add(caption)
+        captions = result.captions
+        if not captions and item.label is not None and self.source.class_names is not None:
+            name = self.source.class_names[item.label].replace("_", " ")
+            captions = [template.replace("{}", name) for template in self.options.caption_templates]
+        if not captions and self.source.has_captions:
+            self.log.add(
+                Dropped(item.key, split, "no-caption", f"{item.where} has none, and no label to make one from")
+            )
+            return
+        image = result.image if result.image is not None else item.image
+        assert isinstance(image, bytes)
+        record = Record(self._unique(split, item.key), image, captions, item.label, item.group)
+        self._split_writer(split).write(record)
+        self.rows[split] += 1
+        self.captions[split] += len(captions)
+        self.resized += result.resized
+
+    def _unique(self, split: str, key: str) -> str:
+        """The key, with #2, #3, ... where the split has it already."""
+        number = 1
+        name = key
+        # 8 bytes a key: the keys of a large corpus would fill the memory.
+        while (digest := _digest(split, name)) in self.keys:
+            number += 1
+            name = f"{key}#{number}"
+        self.renamed += number > 1
+        self.keys.add(digest)
+        return name
+
+    def _split_writer(self, split: str) -> SplitWriter:
+        if split not in self.open:
+            if len(self.open) >= MAX_SPLITS:
+                raise DataError(
+                    f"{self.source.path} has more than {MAX_SPLITS} splits",
+                    "such as " + ", ".join(list(self.open)[:5]),
+                    "is the column of the splits the right one? choose another --split-column",
+                )
+            self.open[split] = self.writer.open_split(split, self.features)
+        return self.open[split]
+
+    def _judge(self) -> None:
+        kept = sum(self.rows.values())
+        share = self.log.share(kept)
+        if kept == 0 and not self.stopped:
+            why = self.log.explain() or self.log.explain("choice") or "it has no records"
+            raise DataError(
+                f"no usable record in {self.source.path}", why, self.log.hint() or "check the path and the options"
+            )
+        if share > self.options.max_dropped:
+            # A run that stopped early has not seen all that is broken.
+            seen, limit = ("the first ", 1.0) if self.stopped else ("", _round_up(share))
+            raise DataError(
+                f"{self.log.broken:,} of {seen}{kept + self.log.broken:,} records ({share:.1%}) of {self.source.path} "
+                f"cannot be used, more than --max-dropped allows ({self.options.max_dropped:.1%})",
+                self.log.explain(),
+                f"{self.log.hint()}; or keep what is usable with --max-dropped {limit:g}",
+            )
+
+    def _finish(self) -> None:
+        order = [name for name in SPLIT_ORDER if name in self.open]
+        order += [name for name in self.open if name not in SPLIT_ORDER]
+        info = self.writer.info
+        for name in order:
+            self.writer.close_split(name)
+            info["splits"][name]["captions"] = self.captions[name]
+        path = Path(self.source.path)
+        info["sources"] = [
+            {
+                "path": str(path.resolve()) if path.exists() else self.source.path,
+                "format": self.source.format,
+                "reason": self.source.reason,
+                "options": self.source.choices,
+            }
+        ]
+        info["counts"] = {
+            "read": self.read,
+            "records": sum(self.rows.values()),
+            "captions": sum(self.captions.values()),
+            "resized": self.resized,
+            "renamed_keys": self.renamed,
+        }
+        info["dropped"] = self.log.report(sum(self.rows.values()))
+        info["options"] = _shaping_options(self.options)
+        if self.source.class_names is not None:
+            info["class_names"] = self.source.class_names
+
+
+def _weight(item: Candidate | Dropped) -> int:
+    """How much of a chunk an item takes: bytes that travel to a worker, or those that a file may come back with."""
+    if isinstance(item, Candidate):
+        return (
+            CHUNK_BYTES // CHUNK_FILES if isinstance(item.image, Path) else CHUNK_BYTES // CHUNK_ITEMS + len(item.image)
+        )
+    return CHUNK_BYTES // CHUNK_ITEMS
+
+
+def _digest(split: str, key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{split}\0{key}".encode(), digest_size=8).digest(), "big")
+
+
+def _crashed(item: Candidate | Dropped) -> Cleaned | Dropped:
+    if isinstance(item, Dropped):
+        return item
+    return Dropped(item.key, item.split or "", "crashed-decoder", f"{item.where}: the process that decoded it died")
+
+
+def _round_up(share: float) -> float:
+    """A limit that lets the share pass, with two digits."""
+    return min(1.0, math.ceil(share * 100 + 1e-9) / 100)
+
+
+def _shaping_options(options: PrepareOptions) -> dict[str, Any]:
+    """The options that were given and shape the corpus, as JSON has them."""
+    defaults = PrepareOptions()
+    given = {}
+    for option in dataclasses.fields(options):
+        value = getattr(options, option.name)
+        if option.name in {"workers", "overwrite"} or value == getattr(defaults, option.name):
+            continue
+        if isinstance(value, Mapping):
+            value = {name: str(entry) if isinstance(entry, Path) else entry for name, entry in value.items()}
+        given[option.name] = str(value) if isinstance(value, Path) else value
+    return given

@@ -1,0 +1,95 @@
+"""The catalogue: datasets that softclip knows by name. The facts stand in `catalogue.toml`, read and checked here."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+from pydantic import Field
+
+from softclip_cli.config import Section
+from softclip_cli.errors import DataError, nearest
+
+
+class Entry(Section):
+    """One dataset."""
+
+    title: str
+    """One line for a table."""
+    task: Literal["classification", "retrieval"]
+    """What it is used for."""
+    hub: str = ""
+    """Name on the Hugging Face Hub."""
+    hub_revision: str = ""
+    """Revision on the Hub that holds Parquet, where the main one does not."""
+    site: str = ""
+    """Its authors' page."""
+    folders: list[str]
+    """Names of the folder below the data root, the recommended one first."""
+    layouts: list[str]
+    """Accepted layouts, by their name in `layouts.py`."""
+    example: str
+    """One file as it lies in the first of the layouts."""
+    folder_names: Literal["words", "wnid"] = "words"
+    """What the class folders are called: class names, or WordNet ids, whose sorted order is the label order."""
+    image_column: str | None = None
+    """Column of the images in Parquet; left out: found by its type."""
+    label_column: str | None = None
+    """Column of the labels in Parquet; left out: `label`, or the only one that can be."""
+    split_column: str | None = None
+    """Column of a Parquet file that tells the splits apart, where the files themselves do not."""
+    classes: int | None = None
+    """Number of classes."""
+    captions_per_image: int | None = None
+    """How many captions of each image count (the first ones); left out: all."""
+    split: str
+    """The split that results are reported on."""
+    train: str | None = None
+    """The split that a probe is fitted on; left out: there is none."""
+    validation: str | None = None
+    """The official validation split, where there is one beside train and test."""
+    sizes: dict[str, int] = Field(default_factory=dict)
+    """Number of images of each split."""
+    class_names: list[str] = Field(default_factory=lambda: ["dataset"])
+    """Sources of the class names, the first that has them is taken (see `names.py`)."""
+    prompts: list[str] = Field(default_factory=list)
+    """Sources of the prompt templates; without any, the generic prompt is used and the result says so."""
+    metric: Literal["top1", "mean_per_class", "recall"]
+    """The number that papers report."""
+    licence: str = ""
+    """Terms of use."""
+    citation: str = ""
+    """What to cite."""
+
+    def download(self, folder: str) -> str:
+        """The command that fetches it from the Hub into `folder`, or an empty string."""
+        if not self.hub:
+            return ""
+        revision = f" --revision {self.hub_revision}" if self.hub_revision else ""
+        return f"hf download {self.hub} --repo-type dataset{revision} --local-dir {folder}"
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """All entries by name, in the order of the file."""
+    text = (resources.files("softclip_cli.evaluation") / "catalogue.toml").read_text(encoding="utf-8")
+    return {name: Entry.model_validate(fields) for name, fields in tomllib.loads(text).items()}
+
+
+def find_entry(name: str) -> tuple[str, Entry]:
+    """The entry of this name (upper or lower case) and its proper name.
+
+    Raises:
+        DataError: there is none; names the nearest.
+    """
+    by_lower = {known.lower(): known for known in catalogue()}
+    known = by_lower.get(name.lower())
+    if known is None:
+        raise DataError(
+            f"no dataset named {name!r}",
+            "it is neither in the catalogue nor a folder",
+            nearest(name, catalogue()) or "softclip datasets list shows the catalogue; a folder of your own works too",
+        )
+    return known, catalogue()[known]

@@ -1,0 +1,116 @@
+"""The folder layouts in which datasets may lie, each with its readers. Facts of datasets are in the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from softclip_cli.data.sources.base import SPLIT_NAMES
+from softclip_cli.errors import DataError, nearest
+from softclip_cli.evaluation.images import ImageSource
+
+WHOLE = ""  # the split of a layout that has none
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the catalogue says of a dataset, as far as a reader needs it.
+
+    Attributes:
+        image_column, label_column, split_column: columns of a table; None finds them.
+        folder_names: "words", or "wnid" for class folders named by WordNet ids.
+        classes: number of classes; None takes what is there.
+    """
+
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    folder_names: str = "words"
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a reader found: images with labels.
+
+    Attributes:
+        images, labels: N of each; labels are int64.
+        names: of the classes in label order, None where the data has none.
+        names_source: where the names are from.
+        ids: the class folders' names, for files that map them to class names.
+        class_count: number of classes, where the data says so.
+    """
+
+    images: ImageSource
+    labels: np.ndarray
+    names: tuple[str, ...] | None = None
+    names_source: str = ""
+    ids: tuple[str, ...] = ()
+    class_count: int | None = None
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What a reader found: images with captions."""
+
+    images: ImageSource
+    captions: list[list[str]]
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a dataset may lie in a folder.
+
+    Attributes:
+        name: as the catalogue calls it.
+        shape: what the folder looks like, for messages and docs.
+        splits: folder → names of its splits (`[""]`: it has none), or None when the folder is not of this layout.
+            With `shallow`, files below unrelated subfolders do not count.
+        labelled, captioned: (folder, one of the splits, Wanted) → what is there; None where the layout cannot hold it.
+    """
+
+    name: str
+    shape: str
+    splits: Callable[[Path, Wanted, bool], list[str] | None]
+    labelled: Callable[[Path, str, Wanted], Labelled] | None = None
+    captioned: Callable[[Path, str, Wanted], Captioned] | None = None
+
+
+def all_layouts() -> dict[str, Layout]:
+    """Every layout by name, in the order in which a folder is tried."""
+    from softclip_cli.evaluation.layout_captions import FLICKR_CAPTIONS, KARPATHY
+    from softclip_cli.evaluation.layout_folders import CLASS_FOLDERS
+    from softclip_cli.evaluation.layout_tables import CORPUS, DATASETS, HUB_PARQUET
+
+    known = (CORPUS, DATASETS, HUB_PARQUET, KARPATHY, FLICKR_CAPTIONS, CLASS_FOLDERS)
+    return {layout.name: layout for layout in known}
+
+
+def match_split(wanted: str, available: Sequence[str]) -> str | None:
+    """The available split that `wanted` means: the same name, or another usual name of it (val, validation, dev)."""
+    if wanted in available:
+        return wanted
+    usual = SPLIT_NAMES.get(wanted.lower())
+    return next((name for name in available if usual and SPLIT_NAMES.get(name.lower()) == usual), None)
+
+
+def require_split(wanted: str, available: Sequence[str], where: str) -> str:
+    """As `match_split`.
+
+    Raises:
+        DataError: there is no such split; names those that are there.
+    """
+    found = match_split(wanted, available)
+    if found is None:
+        named = [name for name in available if name]
+        raise DataError(
+            f"{where} has no split {wanted!r}",
+            "it has " + ", ".join(named) if named else "it has no splits at all, only one set of images",
+            nearest(wanted, named)
+            or (f"choose one with --split, for example --split {named[0]}" if named else "leave --split out"),
+        )
+    return found

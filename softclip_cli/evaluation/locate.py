@@ -1,0 +1,395 @@
+"""From what a user names (`imagenet`, a folder, a corpus) to a set that can be evaluated, or to an error that helps."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from softclip_cli.data.corpus import Corpus
+from softclip_cli.errors import DataError, UsageError
+from softclip_cli.evaluation import names
+from softclip_cli.evaluation.catalogue import Entry, catalogue, find_entry
+from softclip_cli.evaluation.corpus_sets import classification_task, find_task, retrieval_task, training_split
+from softclip_cli.evaluation.layouts import (
+    WHOLE,
+    Captioned,
+    Labelled,
+    Layout,
+    Wanted,
+    all_layouts,
+    match_split,
+    require_split,
+)
+from softclip_cli.evaluation.sets import ClassificationSet, RetrievalSet
+
+DATA_VARIABLE = "SOFTCLIP_DATA"
+HELD_OUT = 0.2  # share of the images that a probe is tested on where the data has one split only [ours]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Class names and templates that the user gives instead of the dataset's own."""
+
+    class_names: Path | None = None
+    templates: Path | None = None
+
+
+@dataclass(frozen=True)
+class ProbeSets:
+    """What a linear probe needs; `validation` is None where the data has none. `notes` says how the sets came about."""
+
+    train: ClassificationSet
+    validation: ClassificationSet | None
+    test: ClassificationSet
+    notes: dict[str, object]
+
+
+def data_root(given: Path | None = None) -> Path:
+    """Where datasets are looked up: `given`, else `$SOFTCLIP_DATA`, else `data` in the current folder."""
+    return given or Path(os.environ.get(DATA_VARIABLE) or "data")
+
+
+def parse_dataset(text: str) -> tuple[str, str]:
+    """Split `CORPUS:TASK` or `CORPUS:SPLIT` into its parts; the second is empty where there is none."""
+    if Path(text).exists() or text.lower() in {name.lower() for name in catalogue()}:
+        return text, ""
+    base, colon, part = text.rpartition(":")
+    return (base, part) if colon and base and part and "/" not in part else (text, "")
+
+
+def _own_folder(base: str) -> Path | None:
+    """The user's own folder, or None where `base` is a catalogue name."""
+    looks_like_path = base.startswith((".", "~")) or "/" in base or os.sep in base
+    if not looks_like_path and base.lower() in {name.lower() for name in catalogue()}:
+        return None
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or looks_like_path:
+        raise DataError(
+            f"no dataset folder at {base}",
+            "it is a file" if folder.exists() else "the folder does not exist",
+            "name a folder, or a dataset of the catalogue: softclip datasets list",
+        )
+    find_entry(base)  # raises, with the nearest names
+    return None
+
+
+def _corpus(folder: Path) -> Corpus | None:
+    return Corpus.open(folder) if (folder / "corpus.json").is_file() else None
+
+
+# Finding a folder and its layout
+
+
+def _layout_of(folder: Path, task: str) -> tuple[Layout, list[str]]:
+    """The layout of a user's own folder and its splits.
+
+    Raises:
+        DataError: none is recognised; lists the accepted ones.
+    """
+    layouts = [one for one in all_layouts().values() if (one.labelled if task == "classification" else one.captioned)]
+    for layout in layouts:
+        splits = layout.splits(folder, Wanted(), False)
+        if splits:
+            return layout, splits
+    raise DataError(
+        f"{folder} has none of the layouts that hold a {task} set",
+        "accepted: " + "; ".join(f"({number}) {layout.shape}" for number, layout in enumerate(layouts, 1)),
+        "arrange the folder so, or prepare it: softclip data prepare " + str(folder),
+    )
+
+
+def _wanted(entry: Entry) -> Wanted:
+    return Wanted(entry.image_column, entry.label_column, entry.split_column, entry.folder_names, entry.classes)
+
+
+def _find(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Path, Layout, str]:
+    """The folder of a catalogue dataset, its layout and the split's name there.
+
+    Raises:
+        DataError: it is not there (where to get it, which layouts, where it was looked for), or lacks the split.
+    """
+    layouts = [all_layouts()[layout] for layout in entry.layouts]
+    places = [(root / folder, False) for folder in entry.folders if (root / folder).is_dir()]
+    if root.is_dir():
+        # The data root may be the dataset itself. Where its name does not say so, others below it must not be mistaken.
+        places.append((root, root.resolve().name not in entry.folders))
+    without_split: tuple[Path, list[str]] | None = None
+    for folder, shallow in places:
+        for layout in layouts:
+            splits = layout.splits(folder, _wanted(entry), shallow)
+            if not splits:
+                continue
+            found = match_split(split or entry.split, splits)
+            if found is not None:
+                return folder, layout, found
+            if not shallow and without_split is None:
+                without_split = (folder, splits)
+    if without_split is not None:
+        require_split(split or entry.split, without_split[1], f"{name} in {without_split[0]}")
+    shapes = "; ".join(f"({number}) {layout.shape}" for number, layout in enumerate(layouts, 1))
+    looked = f"{', '.join(entry.folders)} in {root}/ and {root}/ itself"
+    there = next((place for place, shallow in places if not shallow), None)
+    state = f"{there} is there, but not in an accepted layout; " if there else ""
+    target = root / entry.folders[0]
+    sources = [part for part in (entry.download(str(target)), entry.site) if part]
+    raise DataError(
+        f"dataset {name} is not on this machine",
+        f"{state}looked for {looked}. Accepted layouts: {shapes}. Example: {target / entry.example}",
+        f"get it ({' or '.join(sources)}), or name its place with --data-root DIR",
+    )
+
+
+def present(name: str, root: Path) -> Path | None:
+    """The folder in which a catalogue dataset is found with the split that is reported, or None."""
+    entry = catalogue()[name]
+    try:
+        return _find(name, entry, root, None)[0]
+    except DataError:
+        return None
+
+
+# Classification
+
+
+def classification_set(
+    dataset: str, *, split: str | None = None, root: Path | None = None, texts: Texts | None = None
+) -> ClassificationSet:
+    """Open a classification set: a catalogue name, a corpus (`CORPUS` or `CORPUS:TASK`) or a folder.
+
+    Args:
+        dataset: as the user wrote it.
+        split: by default the catalogue's, or test, else val, of a folder.
+        root: where catalogue datasets are; see `data_root`.
+        texts: class names and templates that replace the dataset's.
+
+    Raises:
+        DataError: not there, not in an accepted layout, or with labels or classes that do not fit.
+    """
+    base, part = parse_dataset(dataset)
+    texts = texts or Texts()
+    folder = _own_folder(base)
+    if folder is None:
+        name, entry = find_entry(base)
+        _require_task(name, entry, "classification")
+        place, layout, found_split = _find(name, entry, data_root(root), split or part)
+        return _classification(name, place, layout, found_split, entry, texts)
+    corpus = _corpus(folder)
+    if corpus is not None:
+        task = find_task(corpus, "zeroshot", part)
+        if task is not None:
+            return _with_texts(classification_task(corpus, task, split), texts)
+    layout, splits = _layout_of(folder, "classification")
+    chosen = require_split(split or part, splits, str(folder)) if split or part else _test_split(splits, folder)
+    return _classification(folder.resolve().name, folder, layout, chosen, None, texts)
+
+
+def _require_task(name: str, entry: Entry, task: str) -> None:
+    if entry.task != task:
+        command = "softclip retrieve --split" if entry.task == "retrieval" else "softclip eval zeroshot --dataset"
+        raise UsageError(f"{name} is a {entry.task} set", f"{entry.title}", f"use it with: {command} {name}")
+
+
+def _test_split(splits: list[str], folder: Path) -> str:
+    for usual in ("test", "val"):
+        found = match_split(usual, splits)
+        if found is not None:
+            return found
+    if len(splits) == 1:
+        return splits[0]
+    raise DataError(
+        f"{folder} has several splits and none is called test or val",
+        "they are " + ", ".join(splits),
+        f"choose one: --split {splits[0]}",
+    )
+
+
+def _classification(
+    name: str, folder: Path, layout: Layout, split: str, entry: Entry | None, texts: Texts
+) -> ClassificationSet:
+    assert layout.labelled is not None
+    found: Labelled = layout.labelled(folder, split, _wanted(entry) if entry else Wanted())
+    if entry and entry.classes and found.class_count not in (None, entry.classes):
+        raise DataError(
+            f"{name}: {found.class_count:,} classes in {folder} where {entry.classes:,} are expected",
+            "it is another dataset, or another version of it",
+            f"to evaluate it as it is, give the folder itself: --dataset {folder}",
+        )
+    class_names, source = names.class_names(
+        entry.class_names if entry else ["dataset"],
+        own=found.names,
+        own_source=found.names_source,
+        file=texts.class_names,
+        ids=found.ids,
+    )
+    prompts, prompts_source = names.prompts(entry.prompts if entry else [], texts.templates)
+    return ClassificationSet(
+        name=name,
+        split=split or "all",
+        images=found.images,
+        labels=found.labels,
+        class_names=class_names,
+        class_count=found.class_count or (entry.classes if entry and entry.classes else 0),
+        prompts=prompts,
+        class_names_source=source,
+        prompts_source=prompts_source,
+        layout=layout.name,
+        where=str(folder),
+        expected_size=entry.sizes.get(split) if entry else None,
+    )
+
+
+def _with_texts(data: ClassificationSet, texts: Texts) -> ClassificationSet:
+    from dataclasses import replace
+
+    if texts.class_names is not None:
+        given = names.read_class_names(texts.class_names)
+        data = replace(data, class_names=given, class_names_source=texts.class_names.name)
+    if texts.templates is not None:
+        data = replace(data, prompts=names.read_templates(texts.templates), prompts_source=texts.templates.name)
+    return data
+
+
+# The three sets of a linear probe
+
+
+def probe_sets(
+    dataset: str,
+    *,
+    split: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    root: Path | None = None,
+    seed: int = 0,
+) -> ProbeSets:
+    """Open the sets of a linear probe: train, the official validation split where there is one, and test.
+
+    A folder without splits is divided: a stratified fifth, drawn with `seed`, is the test set, and the notes say so.
+
+    Raises:
+        DataError: as `classification_set`; or there is nothing to fit on.
+    """
+    base, part = parse_dataset(dataset)
+    folder = _own_folder(base)
+    corpus = _corpus(folder) if folder is not None else None
+    task = None
+    if corpus is not None:
+        task = find_task(corpus, "probe", part) or find_task(corpus, "zeroshot", part)
+    if corpus is not None and task is not None:
+        train_name = train_split or training_split(corpus, task)
+        if train_name is None:
+            raise _nothing_to_fit(dataset, [name for name in corpus.splits if name != task.split])
+        return ProbeSets(
+            classification_task(corpus, task, train_name),
+            classification_task(corpus, task, validation_split) if validation_split else None,
+            classification_task(corpus, task, split),
+            {},
+        )
+    if folder is None:
+        name, entry = find_entry(base)
+        _require_task(name, entry, "classification")
+        test = classification_set(base, split=split or part, root=root)
+        train_name, validation_split = train_split or entry.train, validation_split or entry.validation
+        if train_name is None:
+            raise _nothing_to_fit(name, sorted(entry.sizes))
+        train = classification_set(base, split=train_name, root=root)
+        validation = classification_set(base, split=validation_split, root=root) if validation_split else None
+        return ProbeSets(train, validation, test, {})
+    _, splits = _layout_of(folder, "classification")
+    if splits == [WHOLE] or (len(splits) == 1 and not train_split):
+        whole = classification_set(base, split=splits[0] or None, root=root)
+        fit, held = stratified_split(whole.labels, HELD_OUT, seed)
+        notes: dict[str, object] = {"held_out": f"a stratified {HELD_OUT:.0%} of the only split, seed {seed}"}
+        return ProbeSets(whole.subset(fit, "train (held out)"), None, whole.subset(held, "test (held out)"), notes)
+    test = classification_set(base, split=split or part or None, root=root)
+    train_name = train_split or match_split("train", splits)
+    if train_name is None:
+        raise _nothing_to_fit(base, splits)
+    if validation_split is None:
+        validation_split = match_split("val", [name for name in splits if name not in (test.split, train_name)])
+    train = classification_set(base, split=train_name, root=root)
+    validation = classification_set(base, split=validation_split, root=root) if validation_split else None
+    return ProbeSets(train, validation, test, {})
+
+
+def _nothing_to_fit(name: str, splits: list[str]) -> DataError:
+    return DataError(
+        f"{name} has no training split for a linear probe",
+        "its splits: " + (", ".join(splits) or "only the test split"),
+        f"name the one to fit on: --train-split {splits[0]}"
+        if splits
+        else "a probe needs labelled images beside the test set",
+    )
+
+
+def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide indices into (rest, drawn), drawing `share` of each class, but never a class's last image.
+
+    Args:
+        labels: int64 (N,).
+        share: of each class, rounded; at least one image of a class that has two.
+        seed: of NumPy's default generator.
+    """
+    rng = np.random.default_rng(seed)
+    drawn: list[np.ndarray] = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        drawn.append(members[:count])
+    chosen = np.sort(np.concatenate(drawn))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+# Retrieval
+
+
+def retrieval_set(reference: str, *, root: Path | None = None) -> RetrievalSet:
+    """Open a retrieval set: a catalogue name, a corpus (`CORPUS` or `CORPUS:SPLIT`) or a folder with captions.
+
+    Raises:
+        DataError: not there, not in an accepted layout, or its gallery has another size than the catalogue states.
+    """
+    base, part = parse_dataset(reference)
+    folder = _own_folder(base)
+    if folder is None:
+        name, entry = find_entry(base)
+        _require_task(name, entry, "retrieval")
+        place, layout, split = _find(name, entry, data_root(root), part)
+        return _retrieval(name, place, layout, split, entry)
+    corpus = _corpus(folder)
+    if corpus is not None:
+        return retrieval_task(corpus, part or None)
+    layout, splits = _layout_of(folder, "retrieval")
+    split = require_split(part, splits, str(folder)) if part else _test_split(splits, folder)
+    return _retrieval(folder.resolve().name, folder, layout, split, None)
+
+
+def _retrieval(name: str, folder: Path, layout: Layout, split: str, entry: Entry | None) -> RetrievalSet:
+    assert layout.captioned is not None
+    found: Captioned = layout.captioned(folder, split, _wanted(entry) if entry else Wanted())
+    captions, notes = found.captions, dict(found.notes)
+    expected = entry.sizes.get(match_split(split, list(entry.sizes)) or split) if entry else None
+    if expected is not None and len(captions) != expected:
+        raise DataError(
+            f"{name}: {len(captions):,} images where this test set has {expected:,}",
+            "recall depends on the size of the gallery, so the numbers would not be those of this test set: "
+            "it is another split, or the copy is incomplete",
+            f"to evaluate what is there under its own name, give the folder itself: --split {folder}",
+        )
+    if entry and entry.captions_per_image:
+        count = entry.captions_per_image
+        short = next((index for index, texts in enumerate(captions) if len(texts) < count), None)
+        if short is not None:
+            raise DataError(
+                f"{name}: image {found.images.key(short)} has {len(captions[short])} captions, {count} are expected",
+                hint="take the caption file of the original release",
+            )
+        left_out = sum(len(texts) - count for texts in captions)
+        if left_out:
+            notes["captions_left_out"] = f"{left_out:,} beyond the first {count} of their images"
+        captions = [texts[:count] for texts in captions]
+    return RetrievalSet(name, split or "all", found.images, captions, layout.name, str(folder), notes)

@@ -1,0 +1,149 @@
+"""Image-text retrieval with several captions an image: R@k in both directions, median rank, rsum."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softclip_cli.evaluation import result
+from softclip_cli.evaluation.embed import (
+    EmbeddingModel,
+    EmbedOptions,
+    ImageFeatures,
+    Progress,
+    embed_images,
+    embed_texts,
+)
+from softclip_cli.evaluation.intervals import bootstrap_mean, ends, metric
+from softclip_cli.evaluation.scoring import Ranks, rank_images, rank_texts
+from softclip_cli.evaluation.sets import RetrievalSet
+
+DEPTHS = (1, 5, 10)
+INTERVAL = "bootstrap over images, 95 %"
+
+
+def retrieval_metrics(
+    images: Tensor,
+    texts: Tensor,
+    owner: np.ndarray,
+    *,
+    rows: np.ndarray | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recall and ranks from embeddings.
+
+    Image→text counts a hit if any of the image's texts is among the first k (any-of); text→image has one right answer.
+    Equal scores are put in random order, in expectation: a model that maps everything to one point gets chance.
+
+    Args:
+        images: float32 (N, d), normalised.
+        texts: float32 (M, d), normalised; or (U, d) with `rows`.
+        owner: int64 (M,), ascending: the image of each text.
+        rows: int64 (M,), see `rank_texts`.
+        device: where to multiply.
+
+    Returns:
+        metrics, and facts about ties for the details.
+    """
+    to_text = rank_texts(images, texts, owner, rows=rows, device=device)
+    all_texts = texts if rows is None else texts[torch.from_numpy(rows)]
+    to_image = rank_images(images, all_texts, owner, device=device)
+    captions = np.bincount(owner, minlength=len(images))
+    metrics: dict[str, Any] = {}
+    sums = np.zeros(1)
+    total = 0.0
+    directions: tuple[tuple[str, Ranks, np.ndarray | None], ...] = (
+        ("image_to_text", to_text, None),
+        ("text_to_image", to_image, captions),
+    )
+    for name, ranks, weights in directions:
+        hits = np.stack([ranks.hits(k) for k in DEPTHS], axis=1)
+        # Images are resampled with all their captions, which are not independent of each other.
+        units = (
+            hits
+            if weights is None
+            else np.stack([np.bincount(owner, column, len(images)) for column in hits.T], axis=1)
+        )
+        samples = bootstrap_mean(units, weights)
+        for column, k in enumerate(DEPTHS):
+            metrics[f"{name}_r{k}"] = metric(
+                hits[:, column].mean(), len(hits), ends(samples[:, column]), interval=INTERVAL
+            )
+        metrics[f"{name}_median_rank"] = metric(float(np.median(ranks.expected())), len(hits), unit="rank")
+        sums = sums + 100 * samples.sum(axis=1)
+        total += 100 * float(hits.mean(axis=0).sum())
+    metrics["rsum"] = metric(total, len(images), ends(sums), interval=INTERVAL, unit="points")
+    tied = {"image_to_text": int((to_text.equal > 0).sum()), "text_to_image": int((to_image.equal > 0).sum())}
+    return metrics, {"queries_with_ties": tied}
+
+
+def retrieval(
+    model: EmbeddingModel,
+    data: RetrievalSet,
+    *,
+    options: EmbedOptions | None = None,
+    features: ImageFeatures | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate retrieval in both directions.
+
+    Args:
+        model: the model; its training mode is left as it was.
+        data: images and their captions.
+        options: how to embed.
+        features: the images' projected features, where they are already there.
+        progress: called with (done, total), over images and then texts.
+
+    Returns:
+        A result document (docs/design.md): `image_to_text_r1`, `_r5`, `_r10`, `_median_rank`, the same for
+        `text_to_image`, and `rsum`, the six recalls added, in percentage points.
+
+    Raises:
+        DataError: an image cannot be decoded.
+        ModelError: an embedding is not finite.
+    """
+    started = time.perf_counter()
+    options = options or EmbedOptions()
+    if features is None:
+        features = embed_images(
+            model, data.images, name=data.name, split=data.split, options=options, progress=progress
+        )
+    assert features.projected is not None
+    first: dict[str, int] = {}
+    rows = np.array([first.setdefault(text, len(first)) for text in data.texts])
+    texts = embed_texts(model, list(first), options=options, progress=progress)
+    metrics, details = retrieval_metrics(
+        features.projected, texts, data.owner, rows=rows if len(first) < len(rows) else None, device=model.device
+    )
+    counts = np.bincount(data.owner, minlength=len(data.images))
+    per_image = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    details |= {"gallery": data.gallery(), "repeated_texts": len(rows) - len(first), **data.notes}
+    dataset = {
+        "name": data.name,
+        "split": data.split,
+        "size": len(data.images),
+        "texts": len(rows),
+        "gallery": data.gallery(),
+        "layout": data.layout,
+        "fingerprint": features.fingerprint(data.content()),
+    }
+    protocol = {
+        "hit": "image→text: any of the image's captions is among the first k; text→image: its one image is",
+        "captions_per_image": per_image,
+        "ties": "equal scores are put in random order, in expectation",
+        "features": "projected, L2-normalised",
+        **options.protocol(),
+    }
+    return result.build(
+        task="retrieval",
+        dataset=dataset,
+        protocol=protocol,
+        model=model,
+        metrics=metrics,
+        details=details,
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,149 @@
+"""Teachers that are models: the moving average of the student, and a frozen checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class EmaTeacher:
+    """The exponential moving average of a model, parameters and buffers, kept up to date by foreach operations.
+
+    After n updates the decay is min(decay, (1+n)/(10+n)) with `warmup`, so that the first weights are soon forgotten.
+    Floating-point tensors are averaged, integer ones (batch counters) and masks copied.
+
+    Args:
+        model: the student; copied. Pass the bare module, not a DistributedDataParallel around it.
+        decay: in [0, 1).
+        warmup: let the decay grow in the beginning.
+
+    Attributes:
+        module: the averaged model, in evaluation mode, without gradient.
+        updates: how many there were.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999, warmup: bool = True) -> None:
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        self.decay, self.warmup, self.updates = decay, warmup, 0
+        # The mean of infinities is not a number: what holds them (a mask) is copied like a counter.
+        self._averaged = [
+            tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in _tensors(self.module)
+        ]
+
+    def current_decay(self) -> float:
+        """The decay that the next update uses."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move every averaged tensor towards the model's; call it after each optimiser step."""
+        weight = 1 - self.current_decay()
+        self.updates += 1
+        averaged, current = [], []
+        for mine, theirs, average in zip(_tensors(self.module), _tensors(model), self._averaged, strict=True):
+            if average:
+                averaged.append(mine)
+                current.append(theirs.detach().to(mine))
+            else:
+                mine.copy_(theirs)
+        if averaged:
+            torch._foreach_lerp_(averaged, current, weight)
+
+    @contextlib.contextmanager
+    def swapped_into(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Put the averaged weights into `model` for the length of a `with` block, then give it its own back."""
+        mine, theirs = _tensors(self.module), _tensors(model)
+        with torch.no_grad():
+            kept = [tensor.detach().clone() for tensor in theirs]
+            for target, source in zip(theirs, mine, strict=True):
+                target.copy_(source)
+        try:
+            yield model
+        finally:
+            with torch.no_grad():
+                for target, source in zip(theirs, kept, strict=True):
+                    target.copy_(source)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights under `module.` and the number of updates, all tensors (so that safetensors can hold them)."""
+        weights = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        return weights | {"updates": torch.tensor(self.updates)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+        prefix = "module."
+        weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        self.module.load_state_dict(weights)
+        self.updates = int(state["updates"])
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and persistent buffers, each once. What is not saved is a constant, such as a causal mask of -inf."""
+    return list({id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values())
+
+
+class TeacherModel(Protocol):
+    """What a frozen teacher must offer; `softclip_cli.model.Model` does."""
+
+    net: nn.Module
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """k, a scalar."""
+
+    def encode_image(self, pixels: Tensor, normalize: bool = True) -> Tensor:
+        """uint8 (N, H, W, 3) of the model's size → (N, e)."""
+
+    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
+        """Token ids of the model's tokenizer, (N, L) → (N, e)."""
+
+
+class FrozenTeacher:
+    """A checkpoint that never changes. It sees the student's very views, resized to its own size, and its own tokens.
+
+    Called like an encoder of the student: (pixels, tokens) → (image, text) embeddings.
+
+    Args:
+        model: put into evaluation mode, without gradient.
+        size: side of the square images that the model takes.
+        dtype: torch.bfloat16 computes its towers in that precision.
+    """
+
+    def __init__(self, model: TeacherModel, size: int, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.size, self.dtype = model, size, dtype
+        model.net.eval().requires_grad_(False)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The teacher's own k, a scalar."""
+        return self.model.logit_scale.detach()
+
+    @torch.no_grad()
+    def image(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) of any size → float32 (N, e), L2-normalised."""
+        if tuple(pixels.shape[1:3]) != (self.size, self.size):
+            planes = pixels.permute(0, 3, 1, 2).float()
+            planes = functional.interpolate(planes, (self.size, self.size), mode="bicubic", antialias=True)
+            pixels = planes.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            features = self.model.encode_image(pixels, normalize=False)
+        return functional.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def text(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, L) → float32 (N, e), L2-normalised."""
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            features = self.model.encode_text(tokens, normalize=False)
+        return functional.normalize(features.float(), dim=-1)
+
+    def __call__(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Both embeddings of a batch."""
+        return self.image(pixels), self.text(tokens)

@@ -1,0 +1,129 @@
+"""Readings of this machine: installed versions against the wanted ones, processor, cores, memory, places."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
+
+
+def wanted_version(name: str) -> str:
+    """The version specifier that softclip's own metadata has for a distribution, such as `>=2.11`; empty where none."""
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        listed = metadata.requires("softclip") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    for line in listed:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if canonicalize_name(requirement.name) == canonicalize_name(name) and requirement.marker is None:
+            return str(requirement.specifier)
+    return ""
+
+
+def fits(version: str, wanted: str) -> bool:
+    """Whether a version is within a specifier such as `>=2.11,<3`."""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    from packaging.version import InvalidVersion
+
+    try:
+        return SpecifierSet(wanted).contains(version, prereleases=True)
+    except (InvalidSpecifier, InvalidVersion):
+        return True  # a version that cannot be read is not called wrong
+
+
+def package_field(field: str) -> str:
+    """A field of softclip's own metadata, such as `requires-python`; empty where there is none."""
+    try:
+        return str(metadata.metadata("softclip").json.get(field.replace("-", "_"), ""))
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def cpu_features() -> list[str]:
+    """Instruction sets that speed up bf16 and wide vectors, by their usual names; empty where unknown."""
+    names = {
+        "amx_bf16": "AMX",
+        "avx512_bf16": "AVX-512 BF16",
+        "avx512f": "AVX-512",
+        "avx2": "AVX2",
+        "bf16": "BF16",  # as Linux names it on ARM
+        "asimd": "NEON",
+    }
+    flags = _processor_facts().get("flags", _processor_facts().get("Features", "")).split()
+    return [name for flag, name in names.items() if flag in flags]
+
+
+def processor() -> str:
+    """The processor as the system names it."""
+    import platform
+
+    return _processor_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def _processor_facts() -> dict[str, str]:
+    """The first processor's entry of /proc/cpuinfo; empty on other systems."""
+    facts: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
+            if not line.strip():
+                break
+            name, _, value = line.partition(":")
+            facts[name.strip()] = value.strip()
+    except OSError:
+        pass
+    return facts
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that a container allows (Linux control groups, version 2); None where there is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def memory() -> tuple[int | None, int | None]:
+    """(total, available) memory in bytes, within a container's limit where there is one; None where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        total, free = facts["MemTotal"], facts["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
+        except (AttributeError, ValueError, OSError):
+            return None, None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return min(total, limit), min(free, max(limit - used, 0))
+    except (OSError, ValueError):
+        return total, free
+
+
+def cache_dir() -> Path:
+    """Where features are kept: `$XDG_CACHE_HOME/softclip`, else `~/.cache/softclip` (as evaluation.cache has it)."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "softclip"
+
+
+def size(count: int) -> str:
+    """A number of bytes for people, in powers of 1024."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
