@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softclip_cli import runs
+from softclip_cli.allocator import keep_freed_memory
 from softclip_cli.errors import HostError, ModelError, nearest
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def open_model(
             )
         reference = f"run:{newest.name}"
     parsed = parse_reference(reference)
+    keep_freed_memory()
     with working_imports():
         import torch
 

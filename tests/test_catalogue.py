@@ -461,3 +461,32 @@ def test_karpathys_train_split_takes_restval_along(tmp_path: Path) -> None:
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
     assert retrieval_set(f"{tmp_path}:train").captions == [["a"], ["b"]]
     assert retrieval_set(str(tmp_path)).captions == [["c"]]
+
+
+# Real copies, where there are any
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="no copy of CIFAR-10 in shared/data")
+def test_the_hubs_copy_of_cifar10_is_read() -> None:
+    data = classification_set("cifar10", root=SHARED)
+    assert (len(data.images), data.class_count, data.layout) == (10_000, 10, "hub-parquet")
+    assert np.bincount(data.labels).tolist() == [1000] * 10
+    assert data.images[9_999].startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not (SHARED / "flickr8k").is_dir(), reason="no copy of Flickr8k in shared/data")
+def test_the_official_test_split_of_flickr8k_is_read() -> None:
+    data = retrieval_set("flickr8k", root=SHARED)
+    assert data.gallery() == "1,000 images × 5,000 texts" and data.layout == "flickr-captions"
+    listed = (SHARED / "flickr8k" / "Flickr_8k.testImages.txt").read_text().split()
+    assert [data.images.key(i) for i in range(1000)] == listed
+    assert data.images[0][:2] == b"\xff\xd8"
+
+
+@pytest.mark.skipif(not (SHARED / "pacs").is_dir(), reason="no copy of PACS in shared/data")
+def test_the_domains_of_pacs_are_splits() -> None:
+    for split, size in catalogue()["pacs"].sizes.items():
+        data = classification_set("pacs", split=split, root=SHARED)
+        assert len(data.images) == size and data.class_names[:2] == ("dog", "elephant")  # type: ignore[index]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,7 +347,21 @@ def test_tiling_is_chosen_by_size_and_says_why() -> None:
             assert f"objective.tiled = {tiled}" in reason
 
 
-# Commands
+# Documentation and commands
+
+
+def test_the_page_shows_every_preset_and_its_example_runs() -> None:
+    """docs/objectives.md: the table has a row a preset, and the Python example works as it stands."""
+    page = (Path(__file__).parents[1] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    table = page.split("## The presets")[1].split("###")[0]
+    assert re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE) == list(presets())
+    for setting in re.findall(r"`objective\.(\w+)[ =]", page):
+        assert setting in ObjectiveSettings.model_fields
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert example
+    names: dict[str, Any] = {}
+    exec(compile(example.group(1), "docs/objectives.md", "exec"), names)
+    assert names["k"].grad.isfinite()
 
 
 def test_every_preset_is_marked_and_explained() -> None:

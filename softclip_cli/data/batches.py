@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from softclip_cli.data.decode import Augment, Preprocess, eval_view, train_view
+from softclip_cli.data.decode import Augment, Preprocess, eval_view, open_for_crops, random_crop
 from softclip_cli.data.sampler import EpochSampler, generator
 from softclip_cli.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
 
+KEEP_BYTES = 512 << 20  # decoded images that each process keeps: a small corpus is decoded once, not every epoch
 MAX_REPLACEMENTS = 16  # neighbours tried in the place of a damaged image before the batch is given up
 
 
@@ -72,9 +74,12 @@ class StepDataset(Dataset):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.data, self.sampler, self.spec, self.augment = data, sampler, spec, augment
+        self.data = data.select_columns(["image", "captions"])
+        self.sampler, self.spec, self.augment = sampler, spec, augment
         self.tokenize, self.captions, self.rank, self.world = tokenize, captions, rank, world
         self.groups = group_ids(data)
+        self._decoded: dict[int, Image.Image] = {}
+        self._room = KEEP_BYTES
 
     def __getitem__(self, step: int) -> Batch:
         rows = local_rows(self.sampler, step, self.rank, self.world)
@@ -86,7 +91,7 @@ class StepDataset(Dataset):
             rng = generator(self.sampler.seed, epoch, row)
             for attempt in range(1, MAX_REPLACEMENTS + 2):
                 try:
-                    views.append(self.view(data, rng))
+                    views.append(self.view(row, data, rng))
                     break
                 except DataError as error:
                     replaced.append((row, error.why))
@@ -104,9 +109,18 @@ class StepDataset(Dataset):
         index = torch.from_numpy(rows)
         return Batch(step, torch.from_numpy(np.stack(views)), self.tokenize(texts), index, self.groups[index], replaced)
 
-    def view(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+    def view(self, row: int, data: bytes, rng: np.random.Generator) -> np.ndarray:
         """The training view where augmenting, else the evaluation view."""
-        return eval_view(data, self.spec) if self.augment is None else train_view(data, self.spec, self.augment, rng)
+        if self.augment is None:
+            return eval_view(data, self.spec)
+        image = self._decoded.get(row)
+        if image is None:
+            image = open_for_crops(data, self.spec, self.augment)
+            size = 3 * image.width * image.height
+            if size <= self._room:
+                self._decoded[row] = image
+                self._room -= size
+        return random_crop(image, self.spec, self.augment, rng)
 
 
 def choose_caption(captions: list[str], rng: np.random.Generator, how: str) -> str:
@@ -157,6 +171,9 @@ def choose_workers(wanted: int | None, world: int = 1) -> tuple[int, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // world)
     if not torch.cuda.is_available():
-        count = max(1, share // 2) if share > 1 else 0
-        return count, f"{share} cores a process, shared with the training step itself"
+        # Measured on two cores: a worker beside two computing threads costs more than it saves, since every parallel
+        # operation waits for the slower thread.
+        return max(
+            0, share // 2 - 1
+        ), f"{share} core{'s' if share > 1 else ''} a process, which the training step needs"
     return min(16, max(1, share - 1)), f"{share} cores a process; the device does the training step"

@@ -223,11 +223,20 @@ def _fit(image: Image.Image, spec: Preprocess) -> Image.Image:
 
 def train_view(data: bytes, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
     """The augmented view: uint8, (size, size, 3), a function of the bytes and the generator's state only."""
+    return random_crop(open_for_crops(data, spec, augment), spec, augment, rng)
+
+
+def open_for_crops(data: bytes, spec: Preprocess, augment: Augment) -> Image.Image:
+    """Decode for `random_crop`, a JPEG no larger than its crops need."""
     # The crop has at least scale[0] of the area, so its shorter side is at least sqrt(scale[0] / widest ratio) of the
     # image's: decoded no smaller than this, no crop is enlarged for which the full image would have had the pixels.
     widest = max(augment.ratio[1], 1 / augment.ratio[0])
     share = math.sqrt(augment.scale[0] / widest)
-    image = open_image(data, min_side=math.ceil(spec.size / share) if share > 0 else None)
+    return open_image(data, min_side=math.ceil(spec.size / share) if share > 0 else None)
+
+
+def random_crop(image: Image.Image, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """RandomResizedCrop and flip of a decoded image: uint8, (size, size, 3)."""
     box = random_box(image.width, image.height, augment, rng)
     view = image.resize((spec.size, spec.size), RESAMPLING[spec.interpolation], box=box, reducing_gap=2.0)
     if augment.flip and rng.random() < augment.flip:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,18 +10,15 @@ from torch import Tensor, nn
 
 from softclip_cli.errors import UsageError
 from softclip_cli.objectives import distributed
+from softclip_cli.objectives.batch import gather_batch
+from softclip_cli.objectives.core import LossGradient, loss_and_gradient
 from softclip_cli.objectives.cyclic import cyclic_consistency
-from softclip_cli.objectives.diagnostics import Situation, diagnose
-from softclip_cli.objectives.directional import RowHead, RowSoft, directional_loss
+from softclip_cli.objectives.diagnostics import diagnose
 from softclip_cli.objectives.embeddings import Embeddings, ObjectiveOutput
-from softclip_cli.objectives.linear_targets import CosineWeights, LinearTarget, Others, identity
 from softclip_cli.objectives.queue import FeatureQueue
-from softclip_cli.objectives.schedule import alpha_at, soft_rows
+from softclip_cli.objectives.schedule import alpha_at
 from softclip_cli.objectives.settings import ObjectiveSettings, ResolvedObjective, Teacher, resolve
-from softclip_cli.objectives.sigmoid import sigmoid_loss
-from softclip_cli.objectives.soft_targets import DIAGONAL_PENALTY, SoftTargets
-from softclip_cli.objectives.streaming import Plan, Product, Transposed, make_plan
-from softclip_cli.objectives.symmetric import Head, Parts, Soft, symmetric_loss
+from softclip_cli.objectives.streaming import Plan, make_plan
 
 
 class _WithGradient(torch.autograd.Function):
@@ -39,17 +35,6 @@ class _WithGradient(torch.autograd.Function):
         """Scale the known gradients."""
         gradients = [None if saved is None else saved * outputs[0] for saved in ctx.saved_tensors]
         return (None, None, *gradients, *(None for _ in gradients))
-
-
-@dataclass
-class _Global:
-    """One global batch, without gradient: what every process knows."""
-
-    image: Tensor
-    text: Tensor
-    teacher_image: Tensor | None
-    teacher_text: Tensor | None
-    groups: Tensor | None
 
 
 class Objective(nn.Module):
@@ -159,55 +144,58 @@ class Objective(nn.Module):
             UsageError: the teacher's embeddings or scale are missing.
         """
         self._check_teacher(teacher)
-        alpha = alpha_at(self.choice, progress)
-        inputs: list[Tensor | None] = [
+        parts = [
             _full_precision(student.image),
             _full_precision(student.text),
             _full_precision(logit_scale),
-            None if self.log_soft_scale is None else self.log_soft_scale.exp(),
-            self.logit_bias,
+            None if self.log_soft_scale is None else self.log_soft_scale.exp().to(logit_scale),
+            None if self.logit_bias is None else self.logit_bias.to(logit_scale),
         ]
-        wanted = torch.is_grad_enabled() and any(item is not None and item.requires_grad for item in inputs)
-        image, text, scale, soft_scale, bias = (None if item is None else item.detach() for item in inputs)
+        inputs = [part for part in parts if part is not None]
+        wanted = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
+        image, text, scale, soft_scale, bias = (None if part is None else part.detach() for part in parts)
         assert image is not None and text is not None and scale is not None
-        if soft_scale is not None:
-            soft_scale = soft_scale.to(scale)
         with torch.no_grad(), torch.autocast(device_type=image.device.type, enabled=False):
-            batch = self._gather(image, text, teacher, groups)
-            case = self._situation(batch, teacher, scale, alpha, step=step, seed=seed)
-            gradients: list[Tensor | None]
-            if self.choice.loss == "sigmoid":
-                assert bias is not None
-                value, gradients = self._sigmoid(batch, scale, bias.to(scale), wanted)
-            elif self.choice.directional:
-                value, gradients = self._directional(batch, case, scale, soft_scale, wanted)
-            else:
-                value, gradients = self._symmetric(batch, case, scale, soft_scale, wanted)
-            value = distributed.sum_everywhere(value)
-            for index in (2, 3, 4):
-                gradient = gradients[index]
-                if gradient is not None:
-                    gradients[index] = distributed.sum_everywhere(gradient)
-            if self.choice.cyclic_intra or self.choice.cyclic_cross:
-                extra, *slopes = cyclic_consistency(
-                    image, text, self.choice.cyclic_intra, self.choice.cyclic_cross, pairs=batch.image.shape[0]
-                )
-                value = value + extra
-                for index, slope in enumerate(slopes):
-                    gradient = gradients[index]
-                    gradients[index] = None if gradient is None else gradient + slope
-            if distributed.world_size() > 1:
-                # The average over processes divides the embeddings' share of every process by their number; scales and
-                # biases have their whole gradient everywhere already.
-                gradients[:2] = [
-                    None if gradient is None else gradient * distributed.world_size() for gradient in gradients[:2]
-                ]
-            report = diagnose(case) if diagnostics else {}
+            batch = gather_batch(
+                self.choice,
+                image,
+                text,
+                teacher,
+                scale.reshape(()),
+                alpha=alpha_at(self.choice, progress),
+                step=step,
+                seed=seed,
+                groups=groups,
+                queue=self.queue,
+            )
+            result = loss_and_gradient(batch, soft_scale=soft_scale, bias=bias, gradient=wanted)
+            self._regularise(result, image, text, batch.pairs)
+            report = diagnose(batch) if diagnostics else {}
             if self.queue is not None and self.training and wanted:
-                self.queue.put(*self._features(batch))
-        if wanted:
-            value = _WithGradient.apply(value, len(inputs), *inputs, *gradients)
-        return ObjectiveOutput(value, report)
+                self.queue.put(*batch.features)
+        if not wanted:
+            return ObjectiveOutput(result.loss, report)
+        size = distributed.world_size()
+        if size > 1 and result.image is not None and result.text is not None:
+            # The average over processes divides every process's share of the embeddings' gradient by their number;
+            # scales and bias have their whole gradient everywhere already.
+            result.image, result.text = result.image * size, result.text * size
+        scale_gradient = None if result.scale is None else result.scale.reshape(scale.shape)
+        gradients = [result.image, result.text, scale_gradient, result.soft_scale, result.bias]
+        known = [gradient for part, gradient in zip(parts, gradients, strict=True) if part is not None]
+        return ObjectiveOutput(_WithGradient.apply(result.loss, len(inputs), *inputs, *known), report)
+
+    def _regularise(self, result: LossGradient, image: Tensor, text: Tensor, pairs: int) -> None:
+        """Add the cyclic consistency to value and gradient."""
+        choice = self.choice
+        if not (choice.cyclic_intra or choice.cyclic_cross):
+            return
+        value, to_image, to_text = cyclic_consistency(
+            image, text, choice.cyclic_intra, choice.cyclic_cross, pairs=pairs
+        )
+        result.loss = result.loss + value
+        if result.image is not None and result.text is not None:
+            result.image, result.text = result.image + to_image, result.text + to_text
 
     def _check_teacher(self, teacher: Embeddings | None) -> None:
         if self.needs_teacher in ("ema", "frozen") and teacher is None:
@@ -226,326 +214,6 @@ class Objective(nn.Module):
                 "objective.teacher_scale_of = teacher asks for it",
                 "set objective.teacher_scale_fixed, for example to 100",
             )
-
-    def _gather(self, image: Tensor, text: Tensor, teacher: Embeddings | None, groups: Tensor | None) -> _Global:
-        """Embeddings of all processes; in the student's precision, detached."""
-        teacher_image = teacher_text = None
-        all_image, all_text = distributed.gather_rows(image), distributed.gather_rows(text)
-        if self.needs_teacher == "self":
-            teacher_image, teacher_text = all_image, all_text
-        elif teacher is not None and self.needs_teacher != "none":
-            teacher_image = distributed.gather_rows(teacher.image.detach().to(image))
-            if self.needs_teacher_text:
-                teacher_text = distributed.gather_rows(teacher.text.detach().to(image))
-        if groups is not None and self.choice.multi_positive:
-            groups = distributed.gather_rows(groups.to(image.device))
-        else:
-            groups = None
-        return _Global(all_image, all_text, teacher_image, teacher_text, groups)
-
-    def _situation(
-        self, batch: _Global, teacher: Embeddings | None, scale: Tensor, alpha: float, *, step: int, seed: int
-    ) -> Situation:
-        """Weights of hard and soft targets for every pair of the batch, and all that diagnostics need."""
-        choice, pairs = self.choice, batch.image.shape[0]
-        here = pairs // distributed.world_size()
-        own = slice(distributed.rank() * here, (distributed.rank() + 1) * here)
-        soft = scale.new_full((pairs,), alpha)
-        if choice.mix == "subset" and choice.has_soft_targets:
-            soft = soft_rows(pairs, alpha, seed=seed, step=step).to(soft)
-        hard = torch.ones_like(soft) if choice.mix == "sum" else 1 - soft
-        any_soft = alpha > 0 and (choice.mix != "subset" or math.floor(alpha * pairs + 0.5) > 0)
-        one_way = choice.soft_directions == "image-to-text"
-        return Situation(
-            choice=choice,
-            alpha=alpha,
-            image=batch.image,
-            text=batch.text,
-            own=own,
-            groups=batch.groups,
-            scale=scale,
-            teacher=self._teacher_sides(batch),
-            teacher_scale=self._teacher_scale(scale, teacher),
-            hard_image=hard,
-            hard_text=torch.ones_like(hard) if one_way else hard,
-            soft_image=soft if any_soft else None,
-            soft_text=torch.zeros_like(soft) if one_way else soft,
-            image_keys=self._keys(batch)[0],
-            text_keys=self._keys(batch)[1],
-            teacher_image_keys=self._teacher_keys(batch)[0],
-            teacher_text_keys=self._teacher_keys(batch)[1],
-            blocks=soft.bool() if choice.partition == "blocks" and any_soft else None,
-        )
-
-    def _teacher_sides(self, batch: _Global) -> list[tuple[Tensor, Tensor]]:
-        """(left, right) whose products add up to the teacher's similarities Z of image rows and text columns."""
-        image, text, choice = batch.teacher_image, batch.teacher_text, self.choice
-        if image is None or not choice.has_soft_targets:
-            return []
-        if choice.similarity == "image":
-            return [(image, image)]
-        assert text is not None
-        left, right = (image, text) if choice.targets == "direct" else (text, image)
-        if choice.similarity == "cross":
-            return [(left, right)]
-        # γ_v V̄V̄ᵀ + γ_t T̄T̄ᵀ + S̄ as two products instead of three.
-        left_weight, right_weight = choice.intra_weight_image, choice.intra_weight_text
-        if choice.targets == "swapped":
-            left_weight, right_weight = right_weight, left_weight
-        return [(left, left_weight * left + right), (right * right_weight, right)]
-
-    def _teacher_scale(self, scale: Tensor, teacher: Embeddings | None) -> Tensor:
-        choice = self.choice
-        if choice.rule == "sinkhorn":
-            return torch.full_like(scale, 1 / choice.sinkhorn_lambda)
-        if choice.teacher_scale_fixed:
-            return torch.full_like(scale, choice.teacher_scale_fixed)
-        if choice.teacher_scale_of == "teacher" and teacher is not None and teacher.logit_scale is not None:
-            return teacher.logit_scale.detach().to(scale).reshape(()) * choice.teacher_scale
-        return scale * choice.teacher_scale
-
-    def _features(self, batch: _Global) -> tuple[Tensor, Tensor]:
-        """What the queue keeps: a separate teacher's embeddings, else the student's own."""
-        if self.needs_teacher in ("ema", "frozen") and batch.teacher_image is not None:
-            assert batch.teacher_text is not None
-            return batch.teacher_image, batch.teacher_text
-        return batch.image, batch.text
-
-    def _keys(self, batch: _Global) -> tuple[Tensor, Tensor]:
-        """What the student's texts and images are compared with: the batch, then the queue."""
-        image, text = self._features(batch) if self.choice.keys == "teacher" else (batch.image, batch.text)
-        if self.queue is None:
-            return image, text
-        return torch.cat([image, self.queue.images().to(image)]), torch.cat([text, self.queue.texts().to(text)])
-
-    def _teacher_keys(self, batch: _Global) -> tuple[Tensor | None, Tensor | None]:
-        if batch.teacher_image is None or batch.teacher_text is None:
-            return batch.teacher_image, batch.teacher_text
-        if self.queue is None:
-            return batch.teacher_image, batch.teacher_text
-        image, text = batch.teacher_image, batch.teacher_text
-        return torch.cat([image, self.queue.images().to(image)]), torch.cat([text, self.queue.texts().to(text)])
-
-    def _symmetric(
-        self, batch: _Global, case: Situation, scale: Tensor, soft_scale: Tensor | None, gradient: bool
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        pairs, width = case.image.shape
-        if case.blocks is None:
-            parts = self._one_block(case, scale, soft_scale, None, gradient, pairs)
-            text_gradient = None if parts.text is None else distributed.scatter_sum_rows(parts.text)
-            return parts.loss, self._scale_gradients([parts.image, text_gradient], parts, soft_scale)
-        image_gradient = case.image.new_zeros((pairs // distributed.world_size(), width)) if gradient else None
-        text_total = torch.zeros_like(case.text) if gradient else None
-        loss = scale.new_zeros(())
-        scale_total = scale.new_zeros(())
-        for members in (torch.nonzero(~case.blocks).flatten(), torch.nonzero(case.blocks).flatten()):
-            if members.numel() == 0:
-                continue
-            parts = self._one_block(case, scale, soft_scale, members, gradient, pairs)
-            loss = loss + parts.loss
-            if (
-                image_gradient is not None
-                and text_total is not None
-                and parts.image is not None
-                and parts.text is not None
-            ):
-                here = members[(members >= case.own.start) & (members < case.own.stop)] - case.own.start
-                image_gradient[here] = parts.image
-                text_total[members] = parts.text
-                scale_total = scale_total + parts.scales[0]
-        text_gradient = None if text_total is None else distributed.scatter_sum_rows(text_total)
-        return loss, [image_gradient, text_gradient, scale_total if gradient else None, None, None]
-
-    def _scale_gradients(
-        self, embeddings: list[Tensor | None], parts: Parts, soft_scale: Tensor | None
-    ) -> list[Tensor | None]:
-        if not parts.scales:
-            return [None] * 5
-        second = None
-        if soft_scale is not None:
-            second = parts.scales[1] if len(parts.scales) > 1 else torch.zeros_like(soft_scale)
-        return [*embeddings, parts.scales[0], second, None]
-
-    def _one_block(
-        self,
-        case: Situation,
-        scale: Tensor,
-        soft_scale: Tensor | None,
-        members: Tensor | None,
-        gradient: bool,
-        pairs: int,
-    ) -> Parts:
-        """The core loss over the whole batch, or over the pairs in `members` alone."""
-        choice = self.choice
-        rows: slice | Tensor = case.own
-
-        def pick(values: Tensor) -> Tensor:
-            return values if members is None else values[members]
-
-        if members is not None:
-            rows = torch.nonzero((members >= case.own.start) & (members < case.own.stop)).flatten()
-        image, text = pick(case.image), pick(case.text)
-        hard_image, hard_text = pick(case.hard_image), pick(case.hard_text)
-        plan = make_plan(
-            image[rows].shape[0],
-            image.shape[0],
-            dtype=image.dtype,
-            device=image.device,
-            tiled=choice.tiled,
-            tile_rows=choice.tile_rows,
-        )
-        product = Product([(image[rows], text)], plan)
-        hard_target = identity(None if case.groups is None else pick(case.groups))
-        hard_pull: tuple[LinearTarget, LinearTarget, Tensor, Tensor] = (hard_target, hard_target, hard_image, hard_text)
-        if case.soft_image is None:
-            heads = [Head(scale, hard_image, hard_text, [hard_pull])]
-            return symmetric_loss(image, text, rows, product, heads, None, plan, pairs=pairs, gradient=gradient)
-        soft_image, soft_text = pick(case.soft_image), pick(case.soft_text)
-        if soft_scale is not None:
-            heads = [Head(scale, hard_image, hard_text, [hard_pull]), Head(soft_scale, soft_image, soft_text)]
-        elif choice.mix == "sum":
-            heads = [Head(scale, hard_image + soft_image, hard_text + soft_text, [hard_pull])]
-        else:
-            ones = torch.ones_like(hard_image)
-            heads = [Head(scale, ones, ones, [hard_pull])]
-        soft = None
-        sides = [(pick(left), pick(right)) for left, right in case.teacher]
-        if choice.rule == "uniform":
-            others = Others()
-            heads[-1].pulls.append((others, others, soft_image, soft_text))
-        elif choice.rule == "cosine":
-            weights = CosineWeights(*sides[0])
-            heads[-1].pulls.append((weights, weights.transposed_similarity(), soft_image, soft_text))
-        elif bool(members is None) or bool(soft_image.any()):
-            targets = self._soft_targets(case, sides, product, rows, plan)
-            soft = Soft(targets, soft_image, soft_text, divergence=choice.mix == "two-head")
-        parts = symmetric_loss(image, text, rows, product, heads, soft, plan, pairs=pairs, gradient=gradient)
-        if soft is not None and soft.targets.text_bias is not None and soft.targets.image_bias is not None:
-            if case.text_bias is None or case.image_bias is None:
-                case.text_bias, case.image_bias = (case.scale.new_zeros(case.image.shape[0]) for _ in range(2))
-            everyone = slice(None) if members is None else members
-            case.text_bias[everyone] = soft.targets.text_bias
-            case.image_bias[rows if members is None else members[rows]] = soft.targets.image_bias
-        return parts
-
-    def _soft_targets(
-        self, case: Situation, sides: list[tuple[Tensor, Tensor]], product: Product, rows: slice | Tensor, plan: Plan
-    ) -> SoftTargets:
-        choice = self.choice
-        columns = sides[0][1].shape[0]
-        source: Product | Transposed
-        if choice.teacher == "self" and choice.similarity == "cross" and choice.targets == "direct":
-            source = product
-        elif choice.teacher == "self" and choice.similarity == "cross" and plan.keep and product.shape[0] == columns:
-            source = Transposed(product)
-        else:
-            source = Product([(left[rows], right) for left, right in sides], plan)
-        limit, penalty = 1.0, DIAGONAL_PENALTY
-        if choice.similarity == "cross+intra":
-            limit += choice.intra_weight_image + choice.intra_weight_text
-            penalty *= choice.intra_weight_image + choice.intra_weight_text
-        drop = None
-        if choice.target_diagonal == "drop":
-            drop = torch.arange(columns, device=sides[0][0].device)[rows]
-        return SoftTargets(
-            source,
-            case.teacher_scale,
-            limit,
-            plan,
-            drop=drop,
-            iterations=choice.sinkhorn_iterations if choice.rule == "sinkhorn" else None,
-            penalty=penalty,
-        )
-
-    def _directional(
-        self, batch: _Global, case: Situation, scale: Tensor, soft_scale: Tensor | None, gradient: bool
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        choice, pairs = self.choice, case.image.shape[0]
-        own = case.own
-        plan = make_plan(
-            own.stop - own.start,
-            case.text_keys.shape[0],
-            dtype=case.image.dtype,
-            device=case.image.device,
-            tiled=choice.tiled,
-            tile_rows=choice.tile_rows,
-        )
-        target = identity(case.groups)
-        teacher_sides: list[tuple[Tensor, Tensor]] = []
-        if case.soft_image is not None and case.teacher:
-            image, text = batch.teacher_image, batch.teacher_text
-            image_keys, text_keys = case.teacher_image_keys, case.teacher_text_keys
-            assert image is not None and text is not None and image_keys is not None and text_keys is not None
-            teacher_sides = [(image, text_keys), (text, image_keys)]
-            if choice.targets == "swapped":
-                teacher_sides.reverse()
-        directions = [
-            (case.image, case.text_keys, case.hard_image, case.soft_image),
-            (case.text, case.image_keys, case.hard_text, None if case.soft_image is None else case.soft_text),
-        ]
-        results = []
-        for index, (queries, keys, hard, soft_weight) in enumerate(directions):
-            soft = None
-            heads = [RowHead(scale, hard[own])]
-            if soft_weight is not None:
-                if soft_scale is not None:
-                    heads.append(RowHead(soft_scale, soft_weight[own]))
-                else:
-                    heads = [
-                        RowHead(scale, (hard + soft_weight if choice.mix == "sum" else torch.ones_like(hard))[own])
-                    ]
-                teacher_queries, teacher_keys = teacher_sides[index]
-                soft = RowSoft(
-                    teacher_queries[own],
-                    teacher_keys,
-                    case.teacher_scale,
-                    soft_weight[own],
-                    divergence=choice.mix == "two-head",
-                )
-            results.append(
-                directional_loss(
-                    queries[own],
-                    keys,
-                    own,
-                    pairs,
-                    heads,
-                    (target, hard[own]),
-                    soft,
-                    plan,
-                    pairs=pairs,
-                    gradient=gradient,
-                    key_gradient=choice.keys == "student",
-                )
-            )
-        loss = results[0].loss + results[1].loss
-        if not gradient:
-            return loss, [None] * 5
-        gradients: list[Tensor | None] = []
-        for mine, other in ((results[0], results[1]), (results[1], results[0])):
-            total = mine.queries
-            if total is not None and other.keys is not None:
-                total = total + distributed.scatter_sum_rows(other.keys)
-            gradients.append(total)
-        scales = [first + second for first, second in zip(results[0].scales, results[1].scales, strict=True)]
-        second_scale = None
-        if soft_scale is not None:
-            second_scale = scales[1] if len(scales) > 1 else torch.zeros_like(soft_scale)
-        return loss, [*gradients, scales[0], second_scale, None]
-
-    def _sigmoid(
-        self, batch: _Global, scale: Tensor, bias: Tensor, gradient: bool
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        pairs = batch.image.shape[0]
-        here = pairs // distributed.world_size()
-        rows = slice(distributed.rank() * here, (distributed.rank() + 1) * here)
-        image = batch.image[rows]
-        plan = self.plan(here, dtype=image.dtype, device=image.device)
-        product = Product([(image, batch.text)], plan)
-        parts = sigmoid_loss(image, batch.text, rows, product, scale, bias, batch.groups, plan, gradient=gradient)
-        text_gradient = None if parts.text is None else distributed.scatter_sum_rows(parts.text)
-        if not gradient:
-            return parts.loss, [None] * 5
-        return parts.loss, [parts.image, text_gradient, parts.scale, None, parts.bias]
 
 
 def _full_precision(value: Tensor) -> Tensor:

@@ -162,15 +162,16 @@ def symmetric_loss(
     pulled = [image.new_zeros(()) for _ in heads]
     for index, head in enumerate(heads):
         for image_target, text_target, image_weight, text_weight in head.pulls:
-            to_text = image_target.apply(text)[rows]
-            to_image = text_target.apply(image)[rows]
+            to_text, to_image = image_target.apply(text)[rows], text_target.apply(image)[rows]
             pulled[index] = pulled[index] + precise_sum(image_weight[rows] * (own_image * to_text).sum(dim=1))
             pulled[index] = pulled[index] + precise_sum(text_weight[rows] * (own_text * to_image).sum(dim=1))
             if image_gradient is not None and text_gradient is not None:
-                back_text = text_target.apply_transposed(text * text_weight[:, None])[rows]
-                back_image = image_target.apply_transposed(image * image_weight[:, None])[rows]
-                image_gradient -= head.scale * (to_text * image_weight[rows][:, None] + back_text)
-                text_gradient[rows] -= head.scale * (to_image * text_weight[rows][:, None] + back_image)
+                weight = -head.scale * image_weight[:, None]
+                image_gradient.addcmul_(to_text, weight[rows])
+                text_gradient[rows] += image_target.apply_transposed(image * weight)[rows]
+                weight = -head.scale * text_weight[:, None]
+                text_gradient[rows] += to_image * weight[rows]
+                image_gradient += text_target.apply_transposed(text * weight)[rows]
         loss = loss - head.scale * pulled[index]
     if image_gradient is None or text_gradient is None:
         return Parts(loss * factor)

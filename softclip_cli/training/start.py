@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -126,6 +127,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         )
         workers, reason = choose_workers(settings.data.workers, world.size)
         report("note", {"text": f"{workers} decoding process{'' if workers == 1 else 'es'}: {reason}"})
+        if device.type == "cpu" and workers and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, torch.get_num_threads() - workers))
         source = partial(_batches, dataset, workers, device.type == "cuda")
     validator = Validator.open(
         model, corpus, settings.eval.split, settings.eval.limit, options, frozen, precision, partial(_progress, report)
