@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from softclip_cli import console
@@ -26,7 +25,7 @@ class TrainingView:
             console=console.err,
         )
         self.tasks: dict[str, Any] = {}
-        self._live: Live | None = None
+        self.said: set[str] = set()
 
     def __enter__(self) -> TrainingView:
         if self.live:
@@ -61,7 +60,8 @@ class TrainingView:
 
     def _progress(self, facts: dict[str, Any]) -> None:
         self._bar(facts["what"], facts["done"], facts["total"])
-        if not self.live and facts["done"] == facts["total"]:
+        if not self.live and facts["done"] == facts["total"] and facts["what"] not in self.said:
+            self.said.add(facts["what"])
             self._say(f"{facts['what']}: {facts['total']} done")
 
     def _start(self, facts: dict[str, Any]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from softclip_cli.config import build
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.generated.generate import generate_corpus
 from softclip_cli.data.sampler import generator
-from softclip_cli.evaluation import result
-from softclip_cli.evaluation.corpus_evaluation import evaluate_corpus
-from softclip_cli.evaluation.embed import EmbedOptions, embed_images, embed_texts
+from softclip_cli.errors import SoftclipError
+from softclip_cli.evaluation.embed import embed_images, embed_texts
 from softclip_cli.model import Model
 from softclip_cli.registry import open_model
 from softclip_cli.reports.compare_page import write_demo_page
 from softclip_cli.reports.examples import RetrievalExample, RetrievalResult, TrainingPair
 from softclip_cli.reports.model_card import write_model_card
 from softclip_cli.runs import Run
-from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.start import Plan, train
 from softclip_cli.training.trainer import Report
 
 QUERIES = 4  # example queries in each direction
@@ -69,11 +69,11 @@ class DemoResult:
 
 
 def demo(options: DemoOptions, report: Report, say: Callable[[str], None], command: tuple[str, ...] = ()) -> DemoResult:
-    """Run the demonstration.
+    """Run the demonstration: the objectives side by side, each as the commands that a user would type, on its share of the cores.
 
     Args:
         options: sizes and places.
-        report: told what the trainer reports.
+        report: told of progress ("note", "progress").
         say: told each further stage.
         command: the command line, for the record.
 
@@ -81,22 +81,16 @@ def demo(options: DemoOptions, report: Report, say: Callable[[str], None], comma
         SoftclipError: as the parts do.
     """
     corpus = demo_corpus(options, report)
-    runs: dict[str, Run] = {}
-    documents: dict[str, list[dict[str, Any]]] = {}
+    paths = {objective: options.out / "runs" / objective for objective in options.objectives}
+    say(f"training {' and '.join(paths)} side by side: {options.steps} steps of {options.batch_size} pairs each")
+    commands = {name: [_train(options, name, path, corpus), _evaluate(path, corpus)] for name, path in paths.items()}
+    run_side_by_side(commands, paths, options.steps, report)
+    runs = {name: Run(path) for name, path in paths.items()}
+    documents = {name: run.evals for name, run in runs.items()}
     examples: list[RetrievalExample] = []
-    for objective in options.objectives:
-        say(f"training {objective}")
-        path = train(
-            Plan(demo_settings(options, objective, corpus), options.out / "runs" / objective, command=command), report
-        )
-        model = open_model(f"{path}")
-        say(f"evaluating {objective}")
-        documents[objective] = evaluate_corpus(model, corpus, options=EmbedOptions())
-        for document in documents[objective]:
-            result.save(document, path / "evals" / result.file_name(document))
-        examples += retrieval_examples(model, corpus, objective)
-        runs[objective] = Run(path)
-        write_model_card(runs[objective])
+    for name, path in paths.items():
+        examples += retrieval_examples(open_model(f"{path}"), corpus, name)
+        write_model_card(runs[name])
     page = write_demo_page(
         options.out / "index.html",
         list(runs.values()),
@@ -109,6 +103,86 @@ def demo(options: DemoOptions, report: Report, say: Callable[[str], None], comma
         retrieval_note="the queries are drawn at random; every model is asked the same",
     )
     return DemoResult(page, runs, documents)
+
+
+def _train(options: DemoOptions, objective: str, path: Path, corpus: Corpus) -> list[str]:
+    """The training of one objective; the same for every objective but for its name."""
+    flags = {
+        "--data": corpus.path,
+        "--objective": objective,
+        "--out": path,
+        "--steps": options.steps,
+        "--batch-size": options.batch_size,
+        "--lr": options.lr,
+        "--seed": options.seed,
+        "--workers": 0,
+    }
+    return ["train", *(str(part) for pair in flags.items() for part in pair), "--set", "log.every=10"]
+
+
+def _evaluate(path: Path, corpus: Corpus) -> list[str]:
+    """All that the corpus offers, of the finished run."""
+    return ["eval", "corpus", str(corpus.path), "--model", str(path), "--workers", "0", "--no-cache"]
+
+
+def run_side_by_side(commands: dict[str, list[list[str]]], paths: dict[str, Path], steps: int, report: Report) -> None:
+    """Run a queue of softclip commands for each name, all queues at once, on equal shares of the cores.
+
+    Processes rather than threads, since a small model uses one core well and two cores badly.
+
+    Raises:
+        SoftclipError: a command failed; its own message and exit code are passed on.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // len(commands)))}
+    waiting = {name: list(queue) for name, queue in commands.items()}
+    running: dict[str, subprocess.Popen[str]] = {}
+    try:
+        while waiting or running:
+            for name in [name for name in waiting if name not in running]:
+                queue = waiting[name]
+                if not queue:
+                    del waiting[name]
+                    continue
+                arguments = [sys.executable, "-m", "softclip_cli", *queue.pop(0)]
+                running[name] = subprocess.Popen(
+                    arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                )
+            time.sleep(0.3)
+            for name, process in list(running.items()):
+                done = min(steps, int(read_status(paths[name]).get("step", 0)))
+                report(
+                    "progress",
+                    {
+                        "what": f"{name}: training" if waiting.get(name) else f"{name}: evaluating",
+                        "done": done,
+                        "total": steps,
+                    },
+                )
+                if process.poll() is not None:
+                    del running[name]
+                    if process.returncode:
+                        assert process.stderr is not None
+                        raise _failed(name, process.returncode, process.stderr.read())
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """status.json of a run that another process writes; empty before it is there."""
+    return Run(path).status
+
+
+def _failed(name: str, code: int, text: str) -> SoftclipError:
+    """The error of a command that ran in another process."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if line.startswith(("error:", "bug:"))), max(0, len(lines) - 3))
+    error = SoftclipError(f"{name}: {lines[start] if lines else 'ended'}", "\n".join(lines[start + 1 : start + 3]))
+    error.exit_code = code if code > 0 else 128 - code
+    return error
 
 
 def demo_corpus(options: DemoOptions, report: Report) -> Corpus:
@@ -127,19 +201,6 @@ def demo_corpus(options: DemoOptions, report: Report) -> Corpus:
         **wanted,
         overwrite=True,
         progress=lambda done, total: report("progress", {"what": "scenes", "done": done, "total": total}),
-    )
-
-
-def demo_settings(options: DemoOptions, objective: str, corpus: Corpus) -> TrainSettings:
-    """The settings of one training: the same for every objective but for its name."""
-    return build(
-        TrainSettings,
-        {
-            "data": {"corpus": str(corpus.path), "batch_size": options.batch_size},
-            "objective": {"name": objective},
-            "optimizer": {"lr": options.lr},
-            "schedule": {"steps": options.steps, "seed": options.seed},
-        },
     )
 
 

@@ -285,6 +285,28 @@ def test_other_choices_agree_with_the_reference(name: str, choices: dict[str, An
     compare(make_settings(name, **choices, **LAYOUTS[layout]))
 
 
+@pytest.mark.parametrize("scale", [14.0, 60.0])
+@pytest.mark.parametrize("name", ["clip", "psd", "ema-kd", "otter", "albef", "siglip", "cwcl"])
+def test_larger_batches_keep_their_precision_in_tiles(name: str, scale: float) -> None:
+    """Sums over several hundred rows in float32, gathered tile by tile."""
+    settings = make_settings(name, tiled="always", tile_rows=64, **({"queue_size": 300} if name == "albef" else {}))
+    compare(settings, dtype=torch.float32, tolerance=1e-4, scale=scale, pairs=300)
+
+
+@pytest.mark.parametrize("name", ["clip", "psd", "otter"])
+def test_long_embeddings_do_not_overflow(name: str) -> None:
+    """Rows that somebody forgot to normalise: logits of several hundred, still a finite and correct loss."""
+    objective = build_objective(make_settings(name), embed_dim=WIDTH)
+    image, text = (6 * unit_rows(9, WIDTH, seed, torch.float32) for seed in (1, 2))
+    teacher = Embeddings(image, text) if name == "otter" else None
+    loss = objective(Embeddings(image, text), teacher, torch.tensor(14.0), 0.0).loss
+    assert torch.isfinite(loss)
+    if name == "clip":
+        logits, own = 14.0 * image.double() @ text.double().T, torch.arange(9)
+        exact = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", presets())
 def test_groups_share_the_identity(name: str, layout: str) -> None:

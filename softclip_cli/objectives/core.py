@@ -155,14 +155,12 @@ def _soft_targets(
         source = Transposed(product)
     else:
         source = Product([(left[rows], right) for left, right in factors], plan)
-    limit, penalty = 1.0, DIAGONAL_PENALTY
+    penalty = DIAGONAL_PENALTY
     if choice.similarity == "cross+intra":
-        limit += choice.intra_weight_image + choice.intra_weight_text
         penalty *= choice.intra_weight_image + choice.intra_weight_text
     return SoftTargets(
         source,
         batch.teacher_scale,
-        limit,
         plan,
         drop=torch.arange(columns, device=batch.image.device)[rows] if choice.target_diagonal == "drop" else None,
         iterations=choice.sinkhorn_iterations if choice.rule == "sinkhorn" else None,

@@ -21,7 +21,6 @@ class SoftTargets:
     Args:
         product: the teacher's similarities by slabs; may be the student's own product (self-teacher).
         scale: what the similarities are multiplied with: the teacher's logit scale, or 1/λ of Sinkhorn; a scalar.
-        limit: the largest size of a similarity.
         plan: the slabs.
         drop: (n,) the column of each row's own pair, if its similarity is to be pushed out of the targets.
         iterations: rounds of Sinkhorn; None for the softmax rule.
@@ -32,7 +31,6 @@ class SoftTargets:
         self,
         product: Product | Transposed,
         scale: Tensor,
-        limit: float,
         plan: Plan,
         *,
         drop: Tensor | None = None,
@@ -44,7 +42,7 @@ class SoftTargets:
         # Without its own pair a batch of one would have no target at all.
         self.drop = drop if drop is not None and columns > 1 else None
         # Sinkhorn's potentials can add as much again as the logits themselves.
-        self.bounded = is_bounded(scale, limit * (2 if iterations else 1), scale.device)
+        self.bounded = is_bounded(scale, product.limit * (2 if iterations else 1))
         self._work = scale.new_empty((min(plan.rows, count), columns))
         self._columns = ColumnLogSum(columns, self._work, self.bounded)
         self.row_log_sum = self._work.new_empty(count)

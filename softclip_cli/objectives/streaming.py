@@ -65,10 +65,14 @@ class Product:
     Args:
         factors: pairs of (n, e) and (M, e); their products are added.
         plan: which slabs, and whether to keep them.
+
+    Attributes:
+        limit: no entry is larger in size.
     """
 
     def __init__(self, factors: list[tuple[Tensor, Tensor]], plan: Plan) -> None:
         self.factors, self.plan = factors, plan
+        self.limit = largest_product(factors)
         left, right = factors[0]
         self.shape = (left.shape[0], right.shape[0])
         self._buffer = left.new_empty((min(plan.rows, self.shape[0]), self.shape[1]))
@@ -91,7 +95,7 @@ class Transposed:
     """The transpose of a square product that is kept whole: the same slabs, without another product."""
 
     def __init__(self, product: Product) -> None:
-        self.product, self.shape = product, product.shape
+        self.product, self.shape, self.limit = product, product.shape, product.limit
 
     def slab(self, rows: slice) -> Tensor:
         """All rows of the transpose."""
@@ -158,9 +162,16 @@ class ColumnLogSum:
         return distributed.log_sum_everywhere(local)
 
 
-def is_bounded(scale: Tensor, similarity: float, device: torch.device) -> bool:
-    """Whether logits of `scale` times similarities up to `similarity` may be exponentiated without a shift.
+def largest_product(factors: list[tuple[Tensor, Tensor]]) -> float:
+    """A bound on the size of `Σ left @ right.T`: 1 for one pair of normalised embeddings. Infinite off the CPU.
 
-    Only asked on a CPU: reading the scale would make a GPU wait, and there the shift costs nothing to speak of.
+    Only asked on a CPU: reading a value would make a GPU wait, and there a shifted softmax costs nothing to speak of.
     """
-    return device.type == "cpu" and float(scale) * similarity <= SAFE_LOGIT
+    if factors[0][0].device.type != "cpu" or any(0 in side.shape for pair in factors for side in pair):
+        return float("inf")
+    return sum(float(left.norm(dim=1).amax() * right.norm(dim=1).amax()) for left, right in factors)
+
+
+def is_bounded(scale: Tensor, limit: float) -> bool:
+    """Whether logits of `scale` times similarities up to `limit` may be exponentiated without a shift."""
+    return limit < float("inf") and float(scale) * limit <= SAFE_LOGIT

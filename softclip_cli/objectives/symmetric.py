@@ -98,7 +98,7 @@ def symmetric_loss(
     count, columns = own_image.shape[0], text.shape[0]
     factor = 0.5 / pairs
     work = image.new_empty((min(plan.rows, count), columns))
-    bounded = [is_bounded(head.scale, 1.0, image.device) for head in heads]
+    bounded = [is_bounded(head.scale, product.limit) for head in heads]
     row_sums = [work.new_empty(count) for _ in heads]
     accumulators = [ColumnLogSum(columns, work, safe) for safe in bounded]
 
