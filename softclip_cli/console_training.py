@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,7 @@ class TrainingView:
 
     def __init__(self) -> None:
         self.live = console.err.is_terminal
+        self.quiet = bool(int(os.environ.get("RANK", "0")))  # under torchrun the first process speaks
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -28,7 +30,7 @@ class TrainingView:
         self.said: set[str] = set()
 
     def __enter__(self) -> TrainingView:
-        if self.live:
+        if self.live and not self.quiet:
             self.progress.start()
         return self
 
@@ -40,7 +42,8 @@ class TrainingView:
 
     def __call__(self, kind: str, facts: dict[str, Any]) -> None:
         """One report of the trainer."""
-        getattr(self, f"_{kind}")(facts)
+        if not self.quiet:
+            getattr(self, f"_{kind}")(facts)
 
     def _say(self, text: str) -> None:
         console.note(text)

@@ -14,7 +14,18 @@ from typer.testing import CliRunner
 from softclip_cli.app import app
 
 runner = CliRunner()
-HEAVY = {"torch", "open_clip", "datasets", "pandas", "sklearn", "matplotlib", "transformers", "torchvision", "timm", "pydantic"}
+HEAVY = {
+    "torch",
+    "open_clip",
+    "datasets",
+    "pandas",
+    "sklearn",
+    "matplotlib",
+    "transformers",
+    "torchvision",
+    "timm",
+    "pydantic",
+}
 COMMON = {"--json", "--debug", "--help"}
 # The flags of every command. A change here is a change of the interface: say so in CHANGELOG.md.
 FLAGS = json.loads((Path(__file__).parent / "flags.json").read_text())
@@ -44,7 +55,9 @@ def test_every_command_takes_json_and_debug():
         assert set(flags) >= COMMON - {"--help"}, name
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "zeroshot", "--help"], ["data", "prepare", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["eval", "zeroshot", "--help"], ["data", "prepare", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom softclip_cli.app import app\n"
@@ -103,14 +116,27 @@ def test_json_is_exactly_one_document(colour_corpus):
     assert code == 0
     assert json.loads(out)[0]["reference"] == "tiny"
     code, out, _ = run(
-        "train", "--data", str(colour_corpus), "--batch-size", "16", "--steps", "2", "--workers", "0", "--device", "cpu", "--json"
+        "train",
+        "--data",
+        str(colour_corpus),
+        "--batch-size",
+        "16",
+        "--steps",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--json",
     )
     assert code == 0
     assert json.loads(out)["status"]["state"] == "finished"
 
 
 def test_the_newest_run_is_the_default_model(colour_corpus):
-    run("train", "--data", str(colour_corpus), "--batch-size", "16", "--steps", "2", "--workers", "0", "--device", "cpu")
+    run(
+        "train", "--data", str(colour_corpus), "--batch-size", "16", "--steps", "2", "--workers", "0", "--device", "cpu"
+    )
     code, out, err = run("retrieve", "--split", f"{colour_corpus}:val", "--json")
     assert code == 0, err
     assert json.loads(out)["task"] == "retrieval"

@@ -145,7 +145,9 @@ def test_the_document_equals_stock_open_clip() -> None:
     ]
     data = RetrievalSet("pictures", "test", BytesImages(pictures(16)), captions)
     document = retrieval(model, data)
-    transform = image_transform(model.preprocess.size, is_train=False, mean=model.preprocess.mean, std=model.preprocess.std)
+    transform = image_transform(
+        model.preprocess.size, is_train=False, mean=model.preprocess.mean, std=model.preprocess.std
+    )
     pixels = torch.stack([transform(Image.open(io.BytesIO(data.images[i]))) for i in range(16)])
     with torch.no_grad():
         images = model.net.encode_image(pixels, normalize=True)

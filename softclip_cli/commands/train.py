@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,6 +150,8 @@ def run_training(plan: Plan, as_json: bool) -> Path:
 
     with TrainingView() as view:
         path = start(plan, view)
+    if int(os.environ.get("RANK", "0")):
+        return path  # under torchrun the first process writes and speaks
     run = Run(path)
     write_model_card(run)
     final = run.training[-1]

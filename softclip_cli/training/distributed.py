@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,6 +69,15 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
             gradients,
             [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)],
         )
+
+
+def from_first(value: Any, world: World) -> Any:
+    """The first process's value, on every process."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def any_process(flag: bool, world: World, device: torch.device) -> bool:

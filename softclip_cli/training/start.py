@@ -21,11 +21,12 @@ from softclip_cli.errors import DataError, ModelError, UsageError
 from softclip_cli.evaluation.locate import data_root
 from softclip_cli.model import Model
 from softclip_cli.objectives.objective import build_objective
+from softclip_cli.objectives.settings import advice
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.registry import PairSettings, open_model
 from softclip_cli.training import checkpoint
 from softclip_cli.training.device import choose_device, choose_precision
-from softclip_cli.training.distributed import World, joined
+from softclip_cli.training.distributed import World, from_first, joined
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
@@ -77,7 +78,8 @@ def train(plan: Plan, report: Report = unheard) -> Path:
 def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     """Open corpus and model, choose device, precision and workers, and find the checkpoint to go on with."""
     settings = plan.settings
-    path = plan.out or new_run_path(runs.runs_dir(), settings.objective.name)
+    # Named after the time, which differs between processes.
+    path = from_first(plan.out or new_run_path(runs.runs_dir(), settings.objective.name), world)
     check_run_path(path)
     if checkpoint.saved_steps(path / "checkpoints") and plan.resume == "never":
         raise UsageError(
@@ -87,6 +89,12 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     device = choose_device(settings.device if world.size == 1 or settings.device != "auto" else "auto")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", world.local_rank)
+    if settings.data.batch_size % world.size:
+        raise UsageError(
+            f"a batch of {settings.data.batch_size} does not divide by {world.size} processes",
+            "every process takes an equal share",
+            f"--batch-size {settings.data.batch_size // world.size * world.size}",
+        )
     dtype, why = choose_precision(settings.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     corpus = open_corpus(settings, report)
@@ -106,6 +114,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
 
     objective = build_objective(settings.objective, embed_dim=model.embed_dim, batch_size=settings.data.batch_size)
     objective.to(device)
+    for line in advice(objective.choice):
+        report("note", {"text": line})
     report("note", {"text": f"loss: {objective.tiling_reason(settings.data.batch_size // world.size, device=device)}"})
     with torch.no_grad():
         if is_untrained(settings):

@@ -16,6 +16,7 @@ from softclip_cli.data.batches import Batch
 from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.errors import Interrupted, ModelError, TrainingError
 from softclip_cli.model import Model
+from softclip_cli.objectives.diagnostics import collapse_warning
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
@@ -77,6 +78,7 @@ class Trainer:
         self.optimizer = build_optimizer(named, self.settings.optimizer)
         self.first_step = 0
         self.replaced: dict[int, str] = {}
+        self.collapsed = False
         self._check_teacher()
 
     def _check_teacher(self) -> None:
@@ -239,6 +241,11 @@ class Trainer:
             self.folder.add_metrics(entry)
             self._status("running")
         self.report("metrics", entry)
+        collapsed = collapse_warning(diagnostics)
+        # An untrained model maps everything to nearly one point; that is no collapse yet.
+        if collapsed and not self.collapsed and 5 * self.done >= self.steps:
+            self.report("warning", {"text": collapsed})
+        self.collapsed = bool(collapsed)
 
     def _evaluate(self) -> float | None:
         """Evaluate and record; the value of the metric that chooses the best checkpoint, if it is the best so far."""
