@@ -38,7 +38,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rounds, steps = (2, 2) if options.quick else (5, 4)
-    cases = [("tf_efficientnet_lite0", 64, "infer"), ("tf_efficientnet_lite0", 32, "train"), ("vit_small_patch16_224", 16, "train")]
+    cases = [
+        ("tf_efficientnet_lite0", 64, "infer"),
+        ("tf_efficientnet_lite0", 32, "train"),
+        ("vit_small_patch16_224", 16, "train"),
+    ]
     rows = []
     for name, batch, mode in cases:
         seconds: dict[str, list[float]] = {"kept": [], "returned": []}
@@ -48,8 +52,19 @@ def main() -> None:
                 wall, _ = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
                 found.append(float(wall))
         kept, returned = (statistics.median(found) / steps / batch * 1e3 for found in seconds.values())
-        rows.append({"model": name, "batch": batch, "mode": mode, "kept_ms": kept, "returned_ms": returned, "ratio": kept / returned})
-        print(f"{name:24} {mode:6} batch {batch:3}  returned {returned:7.1f} ms/image  kept {kept:7.1f}  ratio {kept / returned:.2f}")
+        rows.append(
+            {
+                "model": name,
+                "batch": batch,
+                "mode": mode,
+                "kept_ms": kept,
+                "returned_ms": returned,
+                "ratio": kept / returned,
+            }
+        )
+        print(
+            f"{name:24} {mode:6} batch {batch:3}  returned {returned:7.1f} ms/image  kept {kept:7.1f}  ratio {kept / returned:.2f}"
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

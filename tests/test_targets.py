@@ -110,7 +110,7 @@ def test_without_soft_targets_it_is_clip_bit_for_bit(name: str, dtype: torch.dty
 @given(count=batch_sizes, seed=seeds, shuffle=st.randoms(use_true_random=False), tiled=st.booleans())
 def test_permuting_the_batch_permutes_the_result(name: str, count: int, seed: int, shuffle: Any, tiled: bool) -> None:
     """No pair is special by its place in the batch."""
-    choices: dict[str, Any] = {"alpha_start": 1.0} if name == "psd" else {}
+    choices: dict[str, Any] = {"alpha_start": 1.0, "alpha_end": 1.0} if name == "psd" else {}
     objective = objective_for(name, **choices, **LAYOUTS["tiled" if tiled else "dense"]).eval()
     student, teacher = four(count, seed)
     order = list(range(count))
@@ -126,7 +126,7 @@ def test_permuting_the_batch_permutes_the_result(name: str, count: int, seed: in
 def test_a_self_teacher_that_agrees_has_nothing_to_teach(count: int, seed: int, scale: float) -> None:
     """Unswapped, at the student's own scale: p − p is zero on every soft row (methods.md, psd)."""
     student, _ = four(count, seed)
-    objective = objective_for("psd", teacher_scale=1.0, alpha_start=1.0)
+    objective = objective_for("psd", teacher_scale=1.0, alpha_start=1.0, alpha_end=1.0)
     _, gradients = run(objective, student, student, scale=scale)
     for gradient in gradients:
         assert gradient.abs().max() < 1e-12

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from typing import TypeVar
 
 from softclip_cli.errors import HostError
@@ -96,6 +97,13 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["softclip_cli.data.clean"])
+        # Ctrl-C goes to every process of the terminal. Started with it blocked, the fork server and what it forks never see
+        # it, not even in the moment before they would ignore it; the parent ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     else:
         context = multiprocessing.get_context("spawn")  # type: ignore[assignment]
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
