@@ -31,7 +31,7 @@ def demo(
     from softclip_cli.console_training import TrainingView
     from softclip_cli.demo import DemoOptions
     from softclip_cli.demo import demo as run
-    from softclip_cli.reports.tables import metric_rows, text_table
+    from softclip_cli.reports.tables import main_rows, metric_rows, text_table
 
     began = time.perf_counter()
     options = DemoOptions(out, pairs=pairs, noise=noise, steps=steps, batch_size=batch_size, seed=seed)
@@ -46,7 +46,7 @@ def demo(
     }
 
     def render() -> None:
-        header, rows = text_table(metric_rows(made.documents), list(made.runs))
+        header, rows = text_table(main_rows(metric_rows(made.documents)), list(made.runs))
         console.table(f"clip and psd on the same {pairs:,} pairs, {noise:.0%} of them noisy", header, rows)
         console.out.print(f"page: {made.page}", markup=False)
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 from softclip_cli.errors import HostError
@@ -97,16 +97,30 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["softclip_cli.data.clean"])
-        # Ctrl-C goes to every process of the terminal. Started with it blocked, the fork server and what it forks never see
-        # it, not even in the moment before they would ignore it; the parent ends them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _start_fork_server()
     else:
         context = multiprocessing.get_context("spawn")  # type: ignore[assignment]
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+def _start_fork_server() -> None:
+    """Start the server that forks workers so that an interruption makes neither it nor a half-started worker speak.
+
+    Ctrl-C goes to every process of the terminal: started with it blocked, the server and what it forks never see it, not even
+    in the moment before they would ignore it; the parent ends them. And a worker that is still starting when the parent
+    leaves finds its queues gone and would print a traceback that says nothing: what workers have to say comes back as results.
+    """
+    resource_tracker.ensure_running()  # starting it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        forkserver.ensure_running()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
