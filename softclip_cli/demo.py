@@ -153,7 +153,7 @@ def run_side_by_side(commands: dict[str, list[list[str]]], paths: dict[str, Path
                 )
             time.sleep(0.3)
             for name, process in list(running.items()):
-                done = min(steps, int(read_status(paths[name]).get("step", 0)))
+                done = min(steps, int(Run(paths[name]).status.get("step", 0)))
                 report(
                     "progress",
                     {
@@ -172,11 +172,6 @@ def run_side_by_side(commands: dict[str, list[list[str]]], paths: dict[str, Path
             process.terminate()
         for process in running.values():
             process.wait()
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """status.json of a run that another process writes; empty before it is there."""
-    return Run(path).status
 
 
 def _failed(name: str, code: int, text: str) -> SoftclipError:

@@ -58,6 +58,7 @@ def test_it_learns_and_leaves_a_whole_run_folder(colour_corpus, tmp_path):
     path = train(Plan(settings(colour_corpus, schedule={"steps": 40}, eval={"every": 40}), tmp_path / "run"))
     run = runs.Run(path)
     assert run.state == "finished"
+    assert "note: device cpu, precision fp32: as asked" in (path / "log.txt").read_text()
     assert run.training[-1]["loss"] < run.training[0]["loss"]
     assert run.training[-1]["chance"] == pytest.approx(math.log(16))
     for name in (

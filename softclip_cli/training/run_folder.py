@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from softclip_cli.config import Section, to_toml
 from softclip_cli.errors import UsageError
 
+Report = Callable[[str, dict[str, Any]], None]
 PACKAGES = (
     "softclip",
     "torch",
@@ -90,10 +92,23 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
-    def add_log(self, line: str) -> None:
-        """Append one line, with the time, to log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as stream:
-            stream.write(f"{now()} {line}\n")
+    def logged(self, report: Report) -> Report:
+        """The same report, whose notes and warnings also go to log.txt, with the time.
+
+        What is said before the folder is there waits: a run that is refused leaves nothing behind.
+        """
+        waiting: list[str] = []
+
+        def both(kind: str, facts: dict[str, Any]) -> None:
+            report(kind, facts)
+            if kind in ("note", "warning"):
+                waiting.append(f"{now()} {kind}: {facts['text']}\n")
+            if waiting and (self.path / "config.toml").is_file():
+                with (self.path / "log.txt").open("a", encoding="utf-8") as stream:
+                    stream.writelines(waiting)
+                waiting.clear()
+
+        return both
 
     def write_status(self, state: str, step: int, steps: int, message: str = "") -> None:
         """Replace status.json."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from softclip_cli import runs
-from softclip_cli.config import build, read_toml
 from softclip_cli.data.batches import Batch, StepDataset, batches, choose_workers
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.decode import Augment
@@ -52,11 +51,6 @@ class Plan:
     command: tuple[str, ...] = ()
 
 
-def settings_of(path: Path, *layers: Mapping[str, Any]) -> TrainSettings:
-    """The settings of an existing run, with further layers on top."""
-    return build(TrainSettings, read_toml(path / "config.toml"), *layers)
-
-
 def train(plan: Plan, report: Report = unheard) -> Path:
     """Train, and return the run folder.
 
@@ -81,12 +75,15 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     # Named after the time, which differs between processes.
     path = from_first(plan.out or new_run_path(runs.runs_dir(), settings.objective.name), world)
     check_run_path(path)
+    folder = RunFolder(path)
+    if world.first:
+        report = folder.logged(report)
     if checkpoint.saved_steps(path / "checkpoints") and plan.resume == "never":
         raise UsageError(
             f"{path} already holds a run", "--resume never was given", "name a new folder: --out runs/NAME"
         )
 
-    device = choose_device(settings.device if world.size == 1 or settings.device != "auto" else "auto")
+    device = choose_device(settings.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", world.local_rank)
     if settings.data.batch_size % world.size:
@@ -146,7 +143,6 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     if validator is None:
         report("note", {"text": f"no evaluation during training: the corpus has no split {settings.eval.split!r}"})
 
-    folder = RunFolder(path)
     trainer = Trainer(
         settings, folder, model, encoder, objective, ema, teacher, sampler, source, validator, steps, world, report
     )
@@ -216,7 +212,11 @@ def build_teacher(objective: Any, encoder: Encoder) -> tuple[EmaTeacher | None, 
         ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
         return ema, encoder.like(ema.module)
     if objective.needs_teacher == "frozen":
-        raise ModelError("a frozen teacher is not wired into training yet")
+        raise ModelError(
+            "training cannot use a frozen teacher in this version",
+            "its embeddings need pixels and tokens of its own, which the batches do not carry",
+            "--set objective.teacher=ema, or another objective: softclip objectives list",
+        )
     return None, None
 
 

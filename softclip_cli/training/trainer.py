@@ -23,13 +23,12 @@ from softclip_cli.training import checkpoint
 from softclip_cli.training.distributed import World, any_process, average_gradients
 from softclip_cli.training.encoder import Encoder
 from softclip_cli.training.optimizer import build_optimizer, learning_rate
-from softclip_cli.training.run_folder import RunFolder
+from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.signals import Wishes, listening
 from softclip_cli.training.step import StepContext, forward_backward
 from softclip_cli.training.validation import Validator
 
-Report = Callable[[str, dict[str, Any]], None]
 Source = Callable[[int, int], Iterator[Batch]]
 MAX_LISTED = 20  # damaged images that are named one by one
 
