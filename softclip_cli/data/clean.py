@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from softclip_cli.data.decode import RESAMPLING, ImageError, open_header, open_image
-from softclip_cli.data.sources.base import Candidate, Dropped, open_text, printable
+from softclip_cli.data.sources.base import (
+    CAPTION_KEYS,
+    MAX_CAPTION_FILE_BYTES,
+    MAX_IMAGE_BYTES,
+    Candidate,
+    Dropped,
+    open_text,
+    printable,
+)
 from softclip_cli.errors import DataError
-
-MAX_IMAGE_BYTES = 256 << 20
-MAX_CAPTION_FILE_BYTES = 4 << 20
-CAPTION_KEYS = ("caption", "captions", "text", "texts", "sentences", "title")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ REASONS: dict[str, Reason] = {
     "unreadable-image": Reason("the image file cannot be read", "check its permissions"),
     "no-image": Reason("the record names no image", "check --image-column"),
     "image-is-a-url": Reason(
-        "the image is an address on the web", "download the images first, for example with img2dataset"
+        "the image is an address on the web", "download the images first: softclip data download LIST TARS"
     ),
     "empty-image": Reason("the image file is empty", "copy it again"),
     "not-an-image": Reason("the file is not an image of a kind that is read", "check --image-column"),
@@ -53,8 +57,10 @@ REASONS: dict[str, Reason] = {
     "crashed-decoder": Reason(
         "decoding the image killed the process", "the file is malicious, or needs too much memory"
     ),
-    "no-caption-file": Reason("the image has no caption file", "it needs a .txt of the same name"),
+    "no-caption-file": Reason("the image has no caption file", "it needs a .txt or .json of the same name"),
     "no-image-file": Reason("the caption file has no image", "it needs an image of the same name"),
+    "refused-member": Reason("a tar has a link, a device, or a path that leads out of it", "who made this tar?"),
+    "damaged-tar": Reason("a tar ends too early, or is damaged", "copy or download it again"),
     "unreadable-caption-file": Reason("the caption file cannot be read", "it should hold text, a caption a line"),
     "no-caption": Reason("no usable caption is left", "check --caption-column and --encoding"),
     "bad-row": Reason("the row cannot be read", "check quotes and delimiters, or convert the table to JSON lines"),

@@ -16,6 +16,16 @@ from typing import IO, Any
 
 from softclip_cli.errors import DataError, UsageError
 
+MAX_IMAGE_BYTES = 256 << 20
+MAX_CAPTION_FILE_BYTES = 4 << 20
+CAPTION_KEYS = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "sentences",
+    "title",
+)  # where JSON beside an image has its captions
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
