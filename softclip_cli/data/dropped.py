@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,23 @@ class DroppedLog:
         if self._rows:
             self._flush()
         self._writer.close()
+
+
+class Noted:
+    """Counts what was kept but is worth a note, with the first examples."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, key: str, names: Sequence[str]) -> None:
+        """Count the notes of one record."""
+        for name in names:
+            self.counts[name] += 1
+            shown = self.examples.setdefault(name, [])
+            if len(shown) < EXAMPLES:
+                shown.append(key)
+
+    def report(self) -> dict[str, Any]:
+        """What corpus.json says."""
+        return {name: {"images": count, "such_as": self.examples[name]} for name, count in self.counts.most_common()}

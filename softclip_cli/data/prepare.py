@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from softclip_cli.data.caption_rules import CaptionCounter, Range, check_languages
 from softclip_cli.data.clean import Cleaned, Rules, clean_all
 from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, SplitWriter, features_for
-from softclip_cli.data.dropped import DroppedLog
+from softclip_cli.data.dropped import DroppedLog, Noted
 from softclip_cli.data.ordered_map import ordered_map, usable_cores
 from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
@@ -47,6 +48,8 @@ class PrepareOptions(SourceOptions):
         quality: of those JPEGs.
         limit: at most so many records a split.
         workers: processes; by default one a core. The result does not depend on it.
+        min_side, max_aspect, animated, caption_characters, caption_words, languages: as in `clean.Rules`.
+        max_repeats: the same caption stands on at most so many images; later ones lose it. None for any number.
         max_dropped: the share of broken records from which on preparing fails.
         overwrite: replace a corpus that is there.
 
@@ -61,6 +64,13 @@ class PrepareOptions(SourceOptions):
     quality: int = 90
     limit: int | None = None
     workers: int | None = None
+    min_side: int = Rules.min_side
+    max_aspect: float = Rules.max_aspect
+    animated: str = Rules.animated
+    caption_characters: Range = Rules.characters
+    caption_words: Range = Rules.words
+    languages: tuple[str, ...] = ()
+    max_repeats: int | None = None
     max_dropped: float = 0.05
     overwrite: bool = False
 
@@ -74,6 +84,14 @@ class PrepareOptions(SourceOptions):
             problems.append(f"--limit {self.limit}: must be at least 1")
         if self.workers is not None and self.workers < 1:
             problems.append(f"--workers {self.workers}: must be at least 1")
+        if self.min_side < 0:
+            problems.append(f"--min-side {self.min_side}: must not be negative")
+        if self.max_aspect and not self.max_aspect >= 1:
+            problems.append(f"--max-aspect {self.max_aspect:g}: at least 1, or 0 for any")
+        if self.animated not in ("first", "drop"):
+            problems.append(f"--animated {self.animated}: first or drop")
+        if self.max_repeats is not None and self.max_repeats < 1:
+            problems.append(f"--max-repeats {self.max_repeats}: must be at least 1")
         if not 0 <= self.max_dropped <= 1:
             problems.append(f"--max-dropped {self.max_dropped}: a share from 0 to 1")
         if not all(0 < share < 1 for share in self.split_fractions.values()) or sum(self.split_fractions.values()) >= 1:
@@ -147,7 +165,16 @@ class _Run:
             encoding=options.encoding,
             short_side=options.short_side,
             quality=options.quality,
+            min_side=options.min_side,
+            max_aspect=options.max_aspect,
+            animated=options.animated,
+            characters=options.caption_characters,
+            words=options.caption_words,
+            languages=options.languages,
         )
+        check_languages(options.languages)
+        self.repeats = CaptionCounter(options.max_repeats)
+        self.noted = Noted()
         self.rows: Counter[str] = Counter()
         self.captions: Counter[str] = Counter()
         self.keys: set[int] = set()
@@ -232,7 +259,13 @@ class _Run:
         self.read += 1
         for caption in result.dropped:
             self.log.add(caption)
-        captions = result.captions
+        captions, repeated = self.repeats.keep(result.captions)
+        for text in repeated:
+            detail = f"on {self.options.max_repeats:,} images already: {text[:80]!r}"
+            self.log.add(Dropped(item.key, split, "repeated-caption", detail))
+        if repeated and not captions and self.rules.needs_caption:
+            self.log.add(Dropped(item.key, split, "captions-repeated", f"{item.where}: no other caption"))
+            return
         if not captions and item.label is not None and self.source.class_names is not None:
             name = self.source.class_names[item.label].replace("_", " ")
             captions = [template.replace("{}", name) for template in self.options.caption_templates]
@@ -248,6 +281,7 @@ class _Run:
         self.rows[split] += 1
         self.captions[split] += len(captions)
         self.resized += result.resized
+        self.noted.add(record.key, result.noted)
 
     def _unique(self, split: str, key: str) -> str:
         """The key, with #2, #3, ... where the split has it already."""
@@ -314,6 +348,8 @@ class _Run:
             "renamed_keys": self.renamed,
         }
         info["dropped"] = self.log.report(sum(self.rows.values()))
+        info["noted"] = self.noted.report()
+        info["repeats"] = self.repeats.report()
         info["options"] = _shaping_options(self.options)
         if self.source.class_names is not None:
             info["class_names"] = self.source.class_names
@@ -353,5 +389,5 @@ def _shaping_options(options: PrepareOptions) -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             value = {name: str(entry) if isinstance(entry, Path) else entry for name, entry in value.items()}
-        given[option.name] = str(value) if isinstance(value, Path) else value
+        given[option.name] = str(value) if isinstance(value, (Path, Range)) else value
     return given

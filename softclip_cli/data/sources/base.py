@@ -51,6 +51,7 @@ class Candidate:
         label: index into the source's class names.
         group: records that share a group are positives of each other.
         where: the place in the source, such as "captions.csv row 12", for messages.
+        name: the image's file name, where bytes have one.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Candidate:
     label: int | None = None
     group: str | None = None
     where: str = ""
+    name: str = ""
 
 
 @dataclass(slots=True)

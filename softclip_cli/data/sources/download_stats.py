@@ -82,8 +82,9 @@ def read_stats(source: str, tars: Sequence[str]) -> DownloadStats | None:
         found.failed_to_download += _number(document, "failed_to_download")
         found.failed_to_resize += _number(document, "failed_to_resize")
         found.by_tar[tar] = _number(document, "successes")
-        causes = document.get("status_dict")
-        for cause in causes if isinstance(causes, dict) else {}:
+        status = document.get("status_dict")
+        causes: dict[str, Any] = status if isinstance(status, dict) else {}
+        for cause in causes:
             if cause != "success":
                 found.causes[" ".join(str(cause).split())[:200]] += _number(causes, cause)
     return found if found.shards else None

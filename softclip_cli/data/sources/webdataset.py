@@ -191,7 +191,9 @@ def _highest_class(tars: list[str]) -> int:
     highest = -1
     for tar in tars:
         for sample in read_samples(tar, images=False):
-            for middle in sample.images if isinstance(sample, TarSample) else ():
+            if isinstance(sample, TarDamage):
+                continue
+            for middle in sample.images:
                 with contextlib.suppress(ValueError):
                     highest = max(highest, _class_number(sample, middle) or 0)
     if not 0 <= highest < MAX_CLASSES:
@@ -266,4 +268,4 @@ class _Records:
                 return self._dropped(key, "unknown-label", f"{where}: class {label} of {len(self.class_names)}")
             if label is None and not self.has_captions:
                 return self._dropped(key, "no-label", f"{where} has no .cls")
-        return Candidate(key, member.data, captions, self.split, label, None, where)
+        return Candidate(key, member.data, captions, self.split, label, None, where, member.name)
