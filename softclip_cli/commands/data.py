@@ -243,12 +243,12 @@ def prepare(
         max_dropped=max_dropped,
         overwrite=overwrite,
     )
-    with _termination_as_interrupt():
+    with termination_as_interrupt():
         found = open_source(source, options)
         console.note(f"format {found.format}: {found.reason}")
         for line in found.notes:
             console.note(f"  {line}")
-        with _bar("preparing") as progress:
+        with progress_bar("preparing") as progress:
             corpus = prepare_source(found, out, options, progress)
     console.emit({"corpus": str(corpus.path), **corpus.info}, as_json, lambda: _show_prepared(str(out), corpus.info))
 
@@ -304,7 +304,7 @@ def inspect(
     from softclip_cli.data.corpus import Corpus
     from softclip_cli.data.inspection import inspect_corpus
 
-    with _bar("reading") as progress:
+    with progress_bar("reading") as progress:
         found = inspect_corpus(Corpus.open(corpus), progress)
     console.emit(found, as_json, lambda: _show_inspected(found))
 
@@ -421,7 +421,8 @@ def _class_names(given: str | None) -> tuple[str, ...] | None:
 
 
 @contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar as a callable that takes (done, total; 0 for unknown)."""
     with console.progress() as bar:
         task = bar.add_task(description, total=None)
 
@@ -432,7 +433,7 @@ def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
+def termination_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C: workers are stopped and the unfinished folder is removed."""
     import signal
     import threading
