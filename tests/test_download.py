@@ -32,7 +32,7 @@ pytest.importorskip("aiohttp", reason="the extra `download` is not installed")
 from softclip_cli.data.download.fetch import FetchOptions, opted_out
 from softclip_cli.data.download.run import DownloadOptions, download
 
-QUICK = FetchOptions(connections=16, timeout=0.4, retries=1, pause=0.01, max_bytes=200_000)
+QUICK = FetchOptions(connections=16, timeout=1.5, retries=1, pause=0.01, max_bytes=200_000)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hits: ClassVar[Counter[str]] = Counter()
     agents: ClassVar[set[str]] = set()
+    released: ClassVar[threading.Event] = threading.Event()
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -70,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(jpeg(number))
 
     def do_png(self, number: int) -> None:
-        self.answer(image_bytes(number, (9, 7), "PNG"))  # sent as a JPEG, which does not matter
+        self.answer(image_bytes(number, (12, 9), "PNG"))  # sent as a JPEG, which does not matter
 
     def do_status(self, number: int) -> None:
         self.answer(b"no", number)
@@ -100,7 +101,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"\xff\xd8")
         self.wfile.flush()
-        time.sleep(1.5)
+        self.released.wait(60)
+        self.close_connection = True
 
     def do_endless(self, number: int) -> None:
         self.send_response(200)
@@ -140,14 +142,23 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(b"", 200 if self.path.endswith("tar") else 404)
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *arguments: object) -> None:
+        """Clients that hang up are what these tests are about."""
+
+
 @pytest.fixture
 def server() -> Iterator[str]:
     Handler.hits.clear()
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    running.daemon_threads = True
+    Handler.released.clear()
+    running = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{running.server_port}"
+    Handler.released.set()
     running.shutdown()
     running.server_close()
 
@@ -180,7 +191,7 @@ def test_every_way_of_failing_is_counted_and_the_rest_can_be_prepared(tmp_path: 
     corpus = prepare(tmp_path / "tars", tmp_path / "c", PrepareOptions(workers=1, max_dropped=1))
     kept = {row["key"]: row for row in rows(corpus)}
     assert sorted(row["captions"][0] for row in kept.values()) == [f"caption {n}" for n in range(6)]
-    assert kept["0000000003"]["image"]["bytes"] == image_bytes(3, (9, 7), "PNG")
+    assert kept["0000000003"]["image"]["bytes"] == image_bytes(3, (12, 9), "PNG")
     assert corpus.info["dropped"]["reasons"] == {"truncated-image": 1}
     assert corpus.info["sources"][0]["options"]["download"]["causes"] == expected
     table = {row["key"]: row for row in pq.read_table(tmp_path / "tars" / "00000.parquet").to_pylist()}
