@@ -81,8 +81,8 @@ class TrainingView:
             f"loss {facts['loss']:.3f} (chance {facts['chance']:.2f})  lr {facts['lr']:.1e}  scale {facts['logit_scale']:.1f}  "
             f"{facts['samples_per_second']:.0f} pairs/s  data wait {facts['data_wait']:.0%}"
         )
-        if "soft_rows" in facts:
-            text += f"  soft rows {facts['soft_rows']:.0%}"
+        if facts.get("soft_share"):
+            text += f"  soft rows {facts['soft_share']:.0%}"
         self._bar(self.objective, facts["step"], self.total, text)
         if not self.live:
             self._say(f"step {facts['step']}/{self.total}  {text}")
