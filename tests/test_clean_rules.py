@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from prepare_samples import dropped, image_bytes, jpeg, put, rows
+from typer.testing import CliRunner
 
+from softclip_cli.app import app
 from softclip_cli.data.caption_rules import CaptionCounter, Range
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.prepare import PrepareOptions, prepare
@@ -195,3 +197,30 @@ def test_a_missing_language_package_is_a_host_error(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     with pytest.raises(HostError, match=r"(?s)softclip\[language\]"):
         run(folder(tmp_path / "s", {"a.jpg": jpeg()}), tmp_path / "c", languages=("en",))
+
+
+# The command
+
+
+def test_every_rule_has_its_option_and_wrong_values_are_usage_errors(tmp_path: Path) -> None:
+    images = {
+        "good.png": image_bytes(1, (40, 30), "PNG"), "small.png": image_bytes(2, (15, 30), "PNG"),
+        "long.png": image_bytes(3, (90, 20), "PNG"), "moves.gif": animation("GIF"), "twin.png": image_bytes(4, (40, 30), "PNG"),
+    }  # fmt: skip
+    source = folder(tmp_path / "s", images, "one two three\nsame old words\nshort\n" + "long " * 50)
+    arguments = ["data", "prepare", str(source), str(tmp_path / "c"), "-j", "1"]
+    rules = ["--min-side", "16", "--max-aspect", "4", "--caption-words", "2:", "--caption-characters", ":100"]
+    rules += ["--max-repeats", "1"]
+    result = CliRunner().invoke(app, [*arguments, *rules])
+    assert result.exit_code == 0, result.output
+    assert [row["captions"] for row in rows(Corpus.open(tmp_path / "c"))] == [["one two three", "same old words"]]
+    for words in ("1 image-too-small", "1 extreme-aspect", "2 captions-repeated", "3 caption-too-long"):
+        assert words in result.stdout, result.stdout
+    dropping = CliRunner().invoke(app, [*arguments, "--overwrite", "--animated", "drop"])
+    assert "1 animated-image" in dropping.stdout
+    for option, value in (
+        ("--min-side", "-1"), ("--max-aspect", "0.5"), ("--animated", "maybe"), ("--caption-words", "many"),
+        ("--caption-characters", "9:3"), ("--max-repeats", "0"),
+    ):  # fmt: skip
+        failed = CliRunner().invoke(app, [*arguments, "--overwrite", option, value])
+        assert (failed.exit_code, option in failed.stderr) == (2, True), failed.output
