@@ -243,7 +243,7 @@ def test_frozen_towers_train_on_stored_features(colour_corpus, tmp_path):
         ({"data": {"batch_size": 256}}, UsageError),
         ({"data": {"split": "trian"}}, DataError),
         ({"model": {"reference": "tinny"}}, ModelError),
-        ({"eval": {"weights": "ema"}, "objective": {"name": "clip"}}, ModelError),
+        ({"eval": {"weights": "ema"}, "objective": {"name": "clip"}}, UsageError),
         ({"device": "cuda:7"}, Exception),
     ],
 )

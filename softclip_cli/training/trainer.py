@@ -78,15 +78,6 @@ class Trainer:
         self.first_step = 0
         self.replaced: dict[int, str] = {}
         self.collapsed = False
-        self._check_teacher()
-
-    def _check_teacher(self) -> None:
-        if self.settings.eval.weights == "ema" and self.ema is None:
-            raise ModelError(
-                "eval.weights = 'ema' asks for averaged weights, but nothing averages them",
-                f"the objective's teacher is {self.objective.needs_teacher!r}",
-                "--set objective.teacher=ema, or --set eval.weights=student",
-            )
 
     @property
     def checkpoints(self) -> Path:
