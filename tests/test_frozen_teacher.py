@@ -233,6 +233,7 @@ CASES = {
     "distill stored": {"data": {"teacher_features": "stored", "micro_batch": 6}},
     "cwcl live": {"objective": {"name": "cwcl"}, "data": {"teacher_features": "live", "captions": "first"}},
     "cwcl stored": {"objective": {"name": "cwcl"}, "data": {"teacher_features": "stored"}},
+    "psd stored": {"objective": {"name": "psd", "teacher": "frozen"}, "data": {"augment": "none"}},
     "distill, both trunks frozen": {"model": {"lock": "image,text"}},
 }
 

@@ -87,7 +87,7 @@ class ImageFeatures:
         projected: float32 (N, embed_dim), L2-normalised, or None where not asked for.
         trunk: float32 (N, width), before the projection and not normalised, or None.
             A row of NaN in either: an image that cannot be decoded, where such images were to be skipped.
-        hashes: int64 (N,): 64 bits of BLAKE2b over each encoded image.
+        hashes: int64 (N,): 64 bits of BLAKE2b over each encoded image; 0 for one that was skipped.
         cached: whether they came from the cache.
     """
 

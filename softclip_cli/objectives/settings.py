@@ -33,7 +33,7 @@ class ObjectiveSettings(Section):
     """who makes the soft targets: none, self (the same forward pass, detached), ema (moving average of the student),
     frozen (a checkpoint)"""
     teacher_model: str | None = None
-    """the frozen teacher, as a model reference"""
+    """the frozen teacher, as a model reference (data.teacher_features says when it is asked)"""
     ema_decay: float | None = Field(default=None, ge=0, lt=1)
     """decay of the moving-average teacher"""
     ema_warmup: bool | None = None
@@ -234,7 +234,7 @@ def objective_conflicts(settings: ObjectiveSettings) -> list[Conflict]:
         (
             ("teacher", "teacher_model"),
             choice.teacher == "frozen" and not choice.teacher_model,
-            "teacher = frozen needs teacher_model, the reference of a checkpoint",
+            "teacher = frozen needs teacher_model, a model reference such as ViT-B-32@laion2b_s34b_b79k or run:NAME",
         ),
         (
             ("teacher", "teacher_model"),
