@@ -35,7 +35,9 @@ class Batch:
         text: token ids int64 (N, L), or float32 features (N, width).
         index: int64 (N,), rows of the split: samples of one row are positives of each other.
         group: int64 (N,), equal where samples belong together (the row itself where the corpus has no groups).
-        replaced: rows whose image could not be decoded, with the reason.
+        caption: int64 (N,), which of its row's captions a sample has, from 0.
+        replaced: rows whose image could not be decoded, with the reason; `index` holds what stands in for them.
+        teacher_text: token ids of a frozen teacher's own tokenizer, int64 (N, L'), where it reads along.
     """
 
     step: int
@@ -43,11 +45,21 @@ class Batch:
     text: Tensor
     index: Tensor
     group: Tensor
+    caption: Tensor
     replaced: list[tuple[int, str]] = field(default_factory=list)
+    teacher_text: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Move the tensors to page-locked memory, from which copies to a GPU are asynchronous."""
-        return replace(self, image=self.image.pin_memory(), text=self.text.pin_memory())
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, all but `index` and `caption`: by these, things in the host's memory are looked up."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        read = None if self.teacher_text is None else move(self.teacher_text)
+        return replace(self, image=move(self.image), text=move(self.text), group=move(self.group), teacher_text=read)
 
 
 class StepDataset(Dataset):
@@ -61,6 +73,7 @@ class StepDataset(Dataset):
         tokenize: texts → token ids.
         captions: "random" draws one of an image's captions each time, "first" takes the first.
         rank, world: this process's share is a contiguous slice of the global batch.
+        teacher_tokenize: a frozen teacher's own, where it is to read the captions too.
     """
 
     def __init__(
@@ -73,10 +86,12 @@ class StepDataset(Dataset):
         captions: str = "random",
         rank: int = 0,
         world: int = 1,
+        teacher_tokenize: Callable[[list[str]], Tensor] | None = None,
     ) -> None:
         self.data = data.select_columns(["image", "captions"])
         self.sampler, self.spec, self.augment = sampler, spec, augment
         self.tokenize, self.captions, self.rank, self.world = tokenize, captions, rank, world
+        self.teacher_tokenize = teacher_tokenize
         self.groups = group_ids(data)
         self._decoded: dict[int, Image.Image] = {}
         self._room = KEEP_BYTES
@@ -85,7 +100,7 @@ class StepDataset(Dataset):
         rows = local_rows(self.sampler, step, self.rank, self.world)
         epoch = self.sampler.epoch(step)
         records = self.data[rows.tolist()]
-        views, texts, replaced = [], [], []
+        views, texts, picks, replaced = [], [], [], []
         for place, row in enumerate(rows.tolist()):
             data, captions = records["image"][place]["bytes"], records["captions"][place]
             rng = generator(self.sampler.seed, epoch, row)
@@ -105,9 +120,19 @@ class StepDataset(Dataset):
                     neighbour = self.data[row]
                     data, captions = neighbour["image"]["bytes"], neighbour["captions"]
             rows[place] = row
-            texts.append(choose_caption(captions, rng, self.captions))
+            picks.append(choose_caption(len(captions), rng, self.captions))
+            texts.append(captions[picks[-1]])
         index = torch.from_numpy(rows)
-        return Batch(step, torch.from_numpy(np.stack(views)), self.tokenize(texts), index, self.groups[index], replaced)
+        return Batch(
+            step,
+            torch.from_numpy(np.stack(views)),
+            self.tokenize(texts),
+            index,
+            self.groups[index],
+            torch.tensor(picks),
+            replaced,
+            None if self.teacher_tokenize is None else self.teacher_tokenize(texts),
+        )
 
     def view(self, row: int, data: bytes, rng: np.random.Generator) -> np.ndarray:
         """The training view where augmenting, else the evaluation view."""
@@ -123,9 +148,9 @@ class StepDataset(Dataset):
         return random_crop(image, self.spec, self.augment, rng)
 
 
-def choose_caption(captions: list[str], rng: np.random.Generator, how: str) -> str:
-    """One of an image's captions, by the sample's own generator."""
-    return captions[0] if how == "first" or len(captions) == 1 else captions[int(rng.integers(len(captions)))]
+def choose_caption(count: int, rng: np.random.Generator, how: str) -> int:
+    """Which of an image's `count` captions, by the sample's own generator."""
+    return 0 if how == "first" or count == 1 else int(rng.integers(count))
 
 
 def local_rows(sampler: EpochSampler, step: int, rank: int, world: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from softclip_cli.memory import memory, size
 from softclip_cli.reports import host
 from softclip_cli.runs import RUNS_VARIABLE, runs_dir
 
@@ -236,9 +237,7 @@ def check_devices(run: Runner) -> list[Check]:
 
 def _accelerators(found: dict[str, Any]) -> list[Check]:
     checks = [
-        Check(
-            f"CUDA {index}", "ok", f"{gpu['name']}, {host.size(gpu['memory'])}, compute capability {gpu['capability']}"
-        )
+        Check(f"CUDA {index}", "ok", f"{gpu['name']}, {size(gpu['memory'])}, compute capability {gpu['capability']}")
         for index, gpu in enumerate(found["cuda"])
     ]
     if not checks and shutil.which("nvidia-smi"):
@@ -273,10 +272,10 @@ def check_cores() -> Check:
 
 def check_memory() -> Check:
     """Memory that is free, and the container's limit where there is one."""
-    total, free = host.memory()
+    total, free = memory()
     if total is None or free is None:
         return Check("memory", "ok", "unknown on this system")
-    message = f"{host.size(free)} free of {host.size(total)}"
+    message = f"{size(free)} free of {size(total)}"
     if free < LEAST_MEMORY:
         return Check("memory", "warning", message, "a small model and batch need about 2 GiB: close other programs")
     return Check("memory", "ok", message)
@@ -308,7 +307,7 @@ def check_folder(name: str, folder: Path, remedy: str) -> Check:
     except OSError as error:
         return Check(name, "problem", f"{folder}: {error.strerror or error}", remedy)
     missing = "" if there == folder.expanduser().absolute() else " (will be made)"
-    message = f"{folder}{missing}: writable, {host.size(free)} free"
+    message = f"{folder}{missing}: writable, {size(free)} free"
     if free < LEAST_DISK:
         return Check(name, "warning", message, f"checkpoints need room: free some, or {remedy.partition(', or ')[2]}")
     return Check(name, "ok", message)

@@ -16,20 +16,22 @@ from softclip_cli.data.batches import Batch, StepDataset, batches, choose_worker
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.decode import Augment
 from softclip_cli.data.sampler import EpochSampler
-from softclip_cli.errors import DataError, ModelError, UsageError
+from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.locate import data_root
 from softclip_cli.model import Model
-from softclip_cli.objectives.objective import build_objective
-from softclip_cli.objectives.settings import advice
+from softclip_cli.objectives.objective import Objective, build_objective
+from softclip_cli.objectives.settings import advice, resolve
 from softclip_cli.objectives.teacher import EmaTeacher
-from softclip_cli.registry import PairSettings, open_model
+from softclip_cli.registry import PairSettings, open_model, parse_reference
 from softclip_cli.training import checkpoint
 from softclip_cli.training.device import choose_device, choose_precision
-from softclip_cli.training.distributed import World, from_first, joined
+from softclip_cli.training.distributed import World, first_ahead, from_first, joined
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
+from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
 from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.teachers import AverageTeacher, Teacher
 from softclip_cli.training.trainer import Report, Trainer, unheard
 from softclip_cli.training.validation import Validator
 
@@ -109,28 +111,64 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     if frozen and settings.data.augment == "crop":
         report("note", {"text": "both trunks are frozen: their features are computed once, without augmentation"})
 
-    objective = build_objective(settings.objective, embed_dim=model.embed_dim, batch_size=settings.data.batch_size)
+    choice, guide = resolve(settings.objective, batch_size=settings.data.batch_size), None
+    if choice.teacher == "frozen":
+        guide = open_teacher(str(choice.teacher_model), device=device, seed=settings.schedule.seed)
+        for line in guide.notes:
+            report("note", {"text": f"teacher: {line}"})
+    objective = build_objective(
+        settings.objective,
+        embed_dim=model.embed_dim,
+        teacher_dim=guide.embed_dim if guide else None,
+        batch_size=settings.data.batch_size,
+    )
     objective.to(device)
     for line in advice(objective.choice):
         report("note", {"text": line})
     report("note", {"text": f"loss: {objective.tiling_reason(settings.data.batch_size // world.size, device=device)}"})
     with torch.no_grad():
-        if is_untrained(settings):
+        if is_untrained(settings.model.reference):
             model.net.logit_scale.fill_(torch.tensor(objective.initial_logit_scale).log())
     encoder: Encoder = ProjectionEncoder(Projections(model)) if frozen else TowerEncoder(model, dtype)
-    ema, teacher = build_teacher(objective, encoder)
+    facts = data_facts(corpus, settings, len(data))
+    ema, teacher = build_average(objective, encoder)
+    teacher_tokens = None
+    if guide is not None:
+        resumed = checkpoint.saved_steps(path / "checkpoints")
+        prepared = prepare_teacher(
+            FrozenTeacher(guide, objective.needs_teacher_text),
+            settings,
+            corpus,
+            data,
+            student=model,
+            steps=steps,
+            dtype=dtype,
+            world=world,
+            before=(runs.Run(path).data.get("teacher") or {}) if resumed else {},
+            report=report,
+        )
+        teacher, teacher_tokens, facts["teacher"] = prepared.teacher, prepared.tokens, prepared.record
 
     split, options = settings.data.split, default_options(None, settings.data.workers, "fp32")
     if frozen:
         progress = partial(_progress, report)
-        store = trunk_features(model, corpus, split, data, options=options, progress=progress)
+        with first_ahead(world):
+            store = trunk_features(model, corpus, split, data, options=options, progress=progress)
         source = partial(_features, store, sampler, settings.data.captions, world)
     else:
         augment = (
             Augment(settings.data.crop_scale, flip=settings.data.flip) if settings.data.augment == "crop" else None
         )
         dataset = StepDataset(
-            data, sampler, model.preprocess, augment, model.tokens, settings.data.captions, world.rank, world.size
+            data,
+            sampler,
+            model.preprocess,
+            augment,
+            model.tokens,
+            settings.data.captions,
+            world.rank,
+            world.size,
+            teacher_tokens,
         )
         workers, reason = choose_workers(settings.data.workers, world.size)
         report("note", {"text": f"{workers} decoding process{'' if workers == 1 else 'es'}: {reason}"})
@@ -150,7 +188,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         folder.create(
             settings,
             environment(str(device), precision, world.size, list(plan.command)),
-            data_facts(corpus, settings, len(data)),
+            facts,
         )
     found, problems = checkpoint.newest_intact(path / "checkpoints")
     for problem in problems:
@@ -187,12 +225,10 @@ def _features(store: Any, sampler: EpochSampler, how: str, world: World, first: 
     return feature_batches(store, sampler, first, last, how, world.rank, world.size)
 
 
-def is_untrained(settings: TrainSettings) -> bool:
-    """Whether the model starts from scratch (a new embedding), so that the objective sets the first temperature."""
-    reference = settings.model.reference
-    return reference.startswith("timm:") or not (
-        "@" in reference or reference.startswith(("run:", "hf-hub:")) or Path(reference).is_dir()
-    )
+def is_untrained(reference: str) -> bool:
+    """Whether a model starts from scratch (a new embedding), so that the objective sets the first temperature."""
+    parsed = parse_reference(reference)
+    return parsed.kind == "pair" or (parsed.kind == "architecture" and not parsed.weights)
 
 
 def build_model(settings: TrainSettings, device: torch.device) -> Model:
@@ -206,18 +242,12 @@ def build_model(settings: TrainSettings, device: torch.device) -> Model:
     return model.lock(frozenset(chosen.lock))
 
 
-def build_teacher(objective: Any, encoder: Encoder) -> tuple[EmaTeacher | None, Encoder | None]:
-    """The teacher that an objective asks for: its average, and the encoder that gives its embeddings."""
-    if objective.needs_teacher == "ema":
-        ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
-        return ema, encoder.like(ema.module)
-    if objective.needs_teacher == "frozen":
-        raise ModelError(
-            "training cannot use a frozen teacher in this version",
-            "its embeddings need pixels and tokens of its own, which the batches do not carry",
-            "--set objective.teacher=ema, or another objective: softclip objectives list",
-        )
-    return None, None
+def build_average(objective: Objective, encoder: Encoder) -> tuple[EmaTeacher | None, Teacher | None]:
+    """The student's moving average, and the teacher that it is, where the objective asks for one."""
+    if objective.needs_teacher != "ema":
+        return None, None
+    ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
+    return ema, AverageTeacher(encoder.like(ema.module))
 
 
 def open_corpus(settings: TrainSettings, report: Report) -> Corpus:

@@ -27,6 +27,7 @@ from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.signals import Wishes, listening
 from softclip_cli.training.step import StepContext, forward_backward
+from softclip_cli.training.teachers import Teacher
 from softclip_cli.training.validation import Validator
 
 Source = Callable[[int, int], Iterator[Batch]]
@@ -48,7 +49,7 @@ class Trainer:
         encoder: from a batch to embeddings.
         objective: the loss.
         ema: the moving average of the encoder's module, for the ema teacher.
-        teacher: encoder of the teacher's embeddings, or None (no teacher, or the student itself).
+        teacher: gives the teacher's embeddings of a batch, or None (no teacher, or the student itself).
         sampler: position in the data.
         source: (first step, last step) → batches.
         validator: evaluation during training, or None.
@@ -63,7 +64,7 @@ class Trainer:
     encoder: Encoder
     objective: Objective
     ema: EmaTeacher | None
-    teacher: Encoder | None
+    teacher: Teacher | None
     sampler: EpochSampler
     source: Source
     validator: Validator | None
@@ -78,15 +79,6 @@ class Trainer:
         self.first_step = 0
         self.replaced: dict[int, str] = {}
         self.collapsed = False
-        self._check_teacher()
-
-    def _check_teacher(self) -> None:
-        if self.settings.eval.weights == "ema" and self.ema is None:
-            raise ModelError(
-                "eval.weights = 'ema' asks for averaged weights, but nothing averages them",
-                f"the objective's teacher is {self.objective.needs_teacher!r}",
-                "--set objective.teacher=ema, or --set eval.weights=student",
-            )
 
     @property
     def checkpoints(self) -> Path:
