@@ -29,7 +29,9 @@ def list_recipes(as_json: AsJson = False, debug: Debug = False) -> None:
 
     def render() -> None:
         console.table("Recipes", ["name", "what it is"], ((name, facts.title) for name, facts in found.items()))
-        console.note("softclip recipes show NAME prints one; softclip train --recipe NAME --smoke tries it, without data")
+        console.note(
+            "softclip recipes show NAME prints one; softclip train --recipe NAME --smoke tries it, without data"
+        )
 
     console.emit({"recipes": [{"name": name, **facts.model_dump()} for name, facts in found.items()]}, as_json, render)
 
@@ -41,7 +43,7 @@ def show_recipe(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Print a recipe as TOML, every value with its source. To change one: softclip recipes show NAME > my.toml, then train --config my.toml."""
+    """Print a recipe as TOML, every value with its source; sent to a file, it is one for softclip train --config."""
     from softclip_cli import recipes
 
     document = {"name": name, **recipes.facts(name).model_dump(), "settings": recipes.read(name)}

@@ -236,9 +236,7 @@ def _fit(image: Image.Image, spec: Preprocess) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def train_view(
-    data: bytes, spec: Preprocess, augment: Augment | ResizeCrop, rng: np.random.Generator
-) -> np.ndarray:
+def train_view(data: bytes, spec: Preprocess, augment: Augment | ResizeCrop, rng: np.random.Generator) -> np.ndarray:
     """The augmented view: uint8, (size, size, 3), a function of the bytes and the generator's state only."""
     return random_crop(open_for_crops(data, spec, augment), spec, augment, rng)
 

@@ -23,8 +23,8 @@ from softclip_cli.training.start import Plan, prepare
 from softclip_cli.training.trainer import Report, unheard
 
 STEPS = 2
-PAIRS = 8  # of a step, on each process: enough for every objective, and a large tower takes a second
-CORPUS_PAIRS, EVALUATED = 32, 16
+PAIRS = 4  # of a step, on each process: enough for every objective, and a large tower takes a second
+CORPUS_PAIRS, EVALUATED = 32, 8
 TEXT_LAYERS, TEXT_WIDTH, VOCABULARY = 2, 128, 1000
 DEFAULT_KIND = "bert"
 
@@ -56,7 +56,9 @@ class SmokeResult:
     seconds: float = 0.0
 
 
-def smoke(settings: TrainSettings, report: Report, *, text_kind: str = "", command: tuple[str, ...] = ()) -> SmokeResult:
+def smoke(
+    settings: TrainSettings, report: Report, *, text_kind: str = "", command: tuple[str, ...] = ()
+) -> SmokeResult:
     """Run settings for two steps in a temporary folder, which is removed afterwards: data, run and checkpoint.
 
     Args:
@@ -98,7 +100,7 @@ def smoke_settings(
         processes: that share a step.
     """
     replaced: list[Replaced] = []
-    over: dict[str, Any] = {"log": {"every": 1}, "checkpoint": {"every": 0}}
+    over: dict[str, Any] = {}
 
     def change(section: str, key: str, value: Any, why: str, *, was: str = "", now: str = "") -> None:
         old = getattr(getattr(settings, section), key)
@@ -121,6 +123,8 @@ def smoke_settings(
         change("data", "micro_batch", 0, "as large as the batch")
     length = f"{settings.schedule.steps} steps" if settings.schedule.steps else f"{settings.schedule.epochs:g} epochs"
     change("schedule", "steps", STEPS, "to be quick", was=length, now=f"{STEPS} steps")
+    change("log", "every", 1, "to see both steps")
+    change("checkpoint", "every", 0, "once, at the end")
     change("eval", "every", STEPS, "once, at the end")
     change("eval", "split", "val", "the generated corpus's")
     change("eval", "limit", min(settings.eval.limit, EVALUATED), "to be quick")

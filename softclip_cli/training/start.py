@@ -122,9 +122,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     encoder: Encoder = ProjectionEncoder(Projections(model)) if frozen else TowerEncoder(model, dtype)
     ema, teacher = build_teacher(objective, encoder)
 
-    split, options = settings.data.split, default_options(
-        None, settings.data.workers, "fp32", cache=plan.keep_features
-    )
+    split, options = settings.data.split, default_options(None, settings.data.workers, "fp32", cache=plan.keep_features)
     if frozen:
         progress = partial(_progress, report)
         store = trunk_features(model, corpus, split, data, options=options, progress=progress)
