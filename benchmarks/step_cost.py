@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,24 +81,26 @@ def make_trainer(objective: dict[str, Any], corpus: Path, folder: Path, options:
     return trainer
 
 
-def seconds_of(trainer: Trainer, batch: Batch) -> float:
+def seconds_of(trainer: Trainer, batch: Batch, clock: Callable[[], float]) -> float:
     """One step."""
     cuda = trainer.model.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     trainer.step(batch, diagnostics=False)
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def compare(base: Trainer, other: Trainer, batches: list[Batch], repeats: int) -> tuple[float, float]:
+def compare(
+    base: Trainer, other: Trainer, batches: list[Batch], repeats: int, clock: Callable[[], float]
+) -> tuple[float, float]:
     """Median seconds of both, after a warm-up step of each."""
     times: dict[int, list[float]] = {id(base): [], id(other): []}
     for turn in range(repeats + 1):
         for trainer in (base, other) if turn % 2 else (other, base):
-            seconds = seconds_of(trainer, batches[turn % len(batches)])
+            seconds = seconds_of(trainer, batches[turn % len(batches)], clock)
             if turn:
                 times[id(trainer)].append(seconds)
     return statistics.median(times[id(base)]), statistics.median(times[id(other)])
@@ -108,6 +110,7 @@ def run(options: argparse.Namespace, corpus: Path, folder: Path) -> Iterator[dic
     """A row for each objective."""
     base = make_trainer({"name": BASE}, corpus, folder / BASE, options)
     batches = list(base.source(0, BATCHES))
+    clock = time.process_time if options.cpu_time else time.perf_counter
     for name, objective in contenders(options.presets).items():
         row: dict[str, Any] = {"objective": name, "seconds": None, "clip_seconds": None, "ratio": None, "left_out": ""}
         try:
@@ -115,7 +118,7 @@ def run(options: argparse.Namespace, corpus: Path, folder: Path) -> Iterator[dic
         except SoftclipError as error:
             yield row | {"left_out": error.what}
             continue
-        clip_seconds, seconds = compare(base, other, batches, options.repeats)
+        clip_seconds, seconds = compare(base, other, batches, options.repeats, clock)
         yield row | {"seconds": seconds, "clip_seconds": clip_seconds, "ratio": seconds / clip_seconds}
         del other
 
@@ -154,6 +157,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", choices=known, default=known, help="default: all but clip")
     parser.add_argument("--repeats", type=int, help="turns of each; default 7")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of a CPU")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds (with --threads 1), for a busy machine")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
     options = parser.parse_args()
@@ -179,6 +183,7 @@ def main() -> None:
             "precision": options.precision,
             "device": torch.cuda.get_device_name() if options.device == "cuda" else processor_name(),
             "threads": options.threads,
+            "clock": "CPU seconds" if options.cpu_time else "seconds",
             "torch": torch.__version__,
             "rows": rows,
             "targets": [
