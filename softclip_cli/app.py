@@ -18,6 +18,7 @@ from softclip_cli.commands import (
     models,
     objectives,
     probe,
+    recipes,
     report,
     retrieve,
     runs,
@@ -61,6 +62,7 @@ data.app.command()(generate.generate)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(objectives.app, name="objectives")
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.command()(report.report)
 app.command()(doctor.doctor)

@@ -16,7 +16,9 @@ from softclip_cli.data.decode import (
     Augment,
     ImageError,
     Preprocess,
+    ResizeCrop,
     eval_view,
+    open_for_crops,
     open_header,
     open_image,
     random_box,
@@ -290,3 +292,56 @@ def test_flip_mirrors_the_view() -> None:
 def test_preprocess_round_trips_through_open_clips_dictionary() -> None:
     spec = Preprocess(size=112, interpolation="bilinear", resize_mode="squash", fill_color=9)
     assert Preprocess.from_open_clip(spec.to_open_clip()) == spec
+
+
+class Drawn:
+    """A generator that gives the offsets it was told to."""
+
+    def __init__(self, *shares: float) -> None:
+        self.shares = list(shares)
+
+    def integers(self, low: int, high: int) -> int:
+        return low + int(self.shares.pop(0) * (high - low))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [*SIZES, (256, 256), (500, 375)], ids=str)
+def test_resize_crop_equals_torchvisions_resize_and_a_crop(interpolation: str, size: tuple[int, int]) -> None:
+    """Pixel by pixel, for images that are not decoded at a fraction of their size."""
+    from torchvision.transforms import InterpolationMode, Resize
+    from torchvision.transforms import functional as F
+
+    data = encode(picture("RGB", size), "PNG")
+    spec = Preprocess(size=224, interpolation=interpolation)
+    resized = Resize(256, InterpolationMode(interpolation))(Image.open(io.BytesIO(data)))
+    for across, down in ((0.0, 0.0), (0.5, 0.3), (0.999, 0.999)):
+        left = int(across * (resized.width - 224 + 1))
+        top = int(down * (resized.height - 224 + 1))
+        expected = np.asarray(F.crop(resized, top, left, 224, 224))
+        found = train_view(data, spec, ResizeCrop(256), Drawn(across, down))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_resize_crop_reaches_every_corner_and_may_flip() -> None:
+    data = encode(picture("RGB", (300, 280)), "PNG")
+    spec = Preprocess(size=32)
+    rng = np.random.default_rng(0)
+    views = {train_view(data, spec, ResizeCrop(33), rng).tobytes() for _ in range(100)}
+    # 33 x 35 pixels leave 2 x 4 places.
+    assert len(views) == 8
+    plain = train_view(data, spec, ResizeCrop(33), np.random.default_rng(5))
+    flipped = train_view(data, spec, ResizeCrop(33, flip=1.0), np.random.default_rng(5))
+    np.testing.assert_array_equal(flipped, plain[:, ::-1])
+
+
+@pytest.mark.parametrize("size", [(1001, 1500), (1500, 1001), (2047, 1030)], ids=str)
+def test_a_large_jpeg_keeps_the_geometry_though_it_is_decoded_smaller(size: tuple[int, int]) -> None:
+    """The sides to the pixel; the content, a smooth ramp, to a few grey levels."""
+    from torchvision.transforms import InterpolationMode, Resize
+
+    ramp = np.add.outer(np.arange(size[1]), np.arange(size[0])) * (255 / sum(size))
+    data = encode(Image.fromarray(ramp.astype(np.uint8)).convert("RGB"), "JPEG", quality=95)
+    resized = Resize(256, InterpolationMode.BICUBIC)(Image.open(io.BytesIO(data)))
+    opened = open_for_crops(data, Preprocess(size=224), ResizeCrop(256))
+    assert opened.size == resized.size
+    assert np.abs(np.asarray(opened, float) - np.asarray(resized, float)).max() < 4

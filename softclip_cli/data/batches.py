@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from softclip_cli.data.decode import Augment, Preprocess, eval_view, open_for_crops, random_crop
+from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop, eval_view, open_for_crops, random_crop
 from softclip_cli.data.sampler import EpochSampler, generator
 from softclip_cli.errors import DataError
 
@@ -81,7 +81,7 @@ class StepDataset(Dataset):
         data: datasets.Dataset,
         sampler: EpochSampler,
         spec: Preprocess,
-        augment: Augment | None,
+        augment: Augment | ResizeCrop | None,
         tokenize: Callable[[list[str]], Tensor],
         captions: str = "random",
         rank: int = 0,

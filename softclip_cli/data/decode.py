@@ -87,6 +87,21 @@ class Augment:
     flip: float = 0.0
 
 
+@dataclass(frozen=True)
+class ResizeCrop:
+    """The training view of ema-kd and OTTER: the shorter side to `resize`, then a random square crop; no change of scale.
+
+    The geometry is that of torchvision's `Resize(resize)` and `RandomCrop(size)`.
+
+    Attributes:
+        resize: the shorter side in pixels, at least the size of the crop.
+        flip: probability of a horizontal flip.
+    """
+
+    resize: int
+    flip: float = 0.0
+
+
 class ImageError(DataError):
     """An image that cannot be used; `kind` names the reason as `clean.REASONS` does, `why` has the details."""
 
@@ -221,13 +236,15 @@ def _fit(image: Image.Image, spec: Preprocess) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def train_view(data: bytes, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+def train_view(data: bytes, spec: Preprocess, augment: Augment | ResizeCrop, rng: np.random.Generator) -> np.ndarray:
     """The augmented view: uint8, (size, size, 3), a function of the bytes and the generator's state only."""
     return random_crop(open_for_crops(data, spec, augment), spec, augment, rng)
 
 
-def open_for_crops(data: bytes, spec: Preprocess, augment: Augment) -> Image.Image:
-    """Decode for `random_crop`, a JPEG no larger than its crops need."""
+def open_for_crops(data: bytes, spec: Preprocess, augment: Augment | ResizeCrop) -> Image.Image:
+    """Decode for `random_crop`, a JPEG no larger than its crops need; for `ResizeCrop` it is resized already."""
+    if isinstance(augment, ResizeCrop):
+        return _resized(data, augment.resize, RESAMPLING[spec.interpolation])
     # The crop has at least scale[0] of the area, so its shorter side is at least sqrt(scale[0] / widest ratio) of the
     # image's: decoded no smaller than this, no crop is enlarged for which the full image would have had the pixels.
     widest = max(augment.ratio[1], 1 / augment.ratio[0])
@@ -235,10 +252,26 @@ def open_for_crops(data: bytes, spec: Preprocess, augment: Augment) -> Image.Ima
     return open_image(data, min_side=math.ceil(spec.size / share) if share > 0 else None)
 
 
-def random_crop(image: Image.Image, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
-    """RandomResizedCrop and flip of a decoded image: uint8, (size, size, 3)."""
-    box = random_box(image.width, image.height, augment, rng)
-    view = image.resize((spec.size, spec.size), RESAMPLING[spec.interpolation], box=box, reducing_gap=2.0)
+def _resized(data: bytes, shorter: int, resample: Image.Resampling) -> Image.Image:
+    """Decode and resize the shorter side; the longer one is truncated, not rounded, as torchvision's Resize does."""
+    # The file's own size, since a JPEG decoded at a fraction of it has sides that were rounded up.
+    low, high = sorted(open_header(data).size)
+    image = open_image(data, min_side=shorter)
+    longer = int(shorter * high / low)
+    return image.resize((shorter, longer) if image.width <= image.height else (longer, shorter), resample)
+
+
+def random_crop(
+    image: Image.Image, spec: Preprocess, augment: Augment | ResizeCrop, rng: np.random.Generator
+) -> np.ndarray:
+    """The random part of the training view, from what `open_for_crops` gave: uint8, (size, size, 3)."""
+    size = spec.size
+    if isinstance(augment, ResizeCrop):
+        left, top = (int(rng.integers(0, side - size + 1)) for side in image.size)
+        view = image.crop((left, top, left + size, top + size))
+    else:
+        box = random_box(image.width, image.height, augment, rng)
+        view = image.resize((size, size), RESAMPLING[spec.interpolation], box=box, reducing_gap=2.0)
     if augment.flip and rng.random() < augment.flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(view)

@@ -28,12 +28,16 @@ class ModelSettings(Section):
     """Width of the common embedding of a timm:+hf: pair."""
     image_projection: Literal["linear", "mlp"] = "mlp"
     """Projection on the image tower of a pair."""
+    image_projection_bias: bool = False
+    """Whether the last layer of that projection has a bias."""
     text_projection: Literal["linear", "mlp", "none"] = "mlp"
     """Projection on the text tower of a pair."""
     context_length: int = Field(default=77, ge=4)
     """Longest text of a pair, in tokens."""
     image_size: int = Field(default=0, ge=0)
     """Side of a pair's images in pixels; 0 takes the image tower's own."""
+    pixel_statistics: Literal["tower", "clip"] = "tower"
+    """Mean and standard deviation that normalise a pair's pixels: the image tower's own, or CLIP's."""
 
     _split = field_validator("lock", mode="before")(split_names)
 
@@ -53,10 +57,12 @@ class DataSettings(Section):
     """Encode this many pairs at a time and contrast the whole batch all the same (exact); 0: all at once."""
     captions: Literal["random", "first"] = "random"
     """Which of an image's captions a step sees."""
-    augment: Literal["crop", "none"] = "crop"
-    """RandomResizedCrop, or the plain evaluation view."""
+    augment: Literal["crop", "resize-crop", "none"] = "crop"
+    """crop: RandomResizedCrop; resize-crop: the shorter side to `resize`, then RandomCrop; none: the evaluation view."""
+    resize: int = Field(default=0, ge=0)
+    """Shorter side before a resize-crop, in pixels; 0: 8/7 of the model's size (256 for 224)."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Share of the area that a crop keeps, smallest and largest."""
+    """Share of the area that a RandomResizedCrop keeps, smallest and largest."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of a horizontal flip; 0 because captions may say left and right."""
     workers: int | None = Field(default=None, ge=0)

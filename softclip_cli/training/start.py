@@ -14,7 +14,7 @@ import torch
 from softclip_cli import runs
 from softclip_cli.data.batches import Batch, StepDataset, batches, choose_workers
 from softclip_cli.data.corpus import Corpus
-from softclip_cli.data.decode import Augment
+from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop
 from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.locate import data_root
@@ -30,7 +30,7 @@ from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projection
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
-from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.settings import DataSettings, TrainSettings
 from softclip_cli.training.teachers import AverageTeacher, Teacher
 from softclip_cli.training.trainer import Report, Trainer, unheard
 from softclip_cli.training.validation import Validator
@@ -45,12 +45,14 @@ class Plan:
         out: the run folder; None makes a new one under `runs/`.
         resume: "auto" goes on where `out` already holds a run, "never" refuses that.
         command: the command line, for the record.
+        keep_features: keep what frozen trunks give in the cache, for the next run over the same data.
     """
 
     settings: TrainSettings
     out: Path | None = None
     resume: str = "auto"
     command: tuple[str, ...] = ()
+    keep_features: bool = True
 
 
 def train(plan: Plan, report: Report = unheard) -> Path:
@@ -108,7 +110,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     if frozen and precision == "bf16" and settings.precision == "auto":
         dtype, precision, why = torch.float32, "fp32", "only the projections train, on stored features"
     report("note", {"text": f"device {device}, precision {precision}: {why}"})
-    if frozen and settings.data.augment == "crop":
+    if frozen and settings.data.augment != "none":
         report("note", {"text": "both trunks are frozen: their features are computed once, without augmentation"})
 
     choice, guide = resolve(settings.objective, batch_size=settings.data.batch_size), None
@@ -149,16 +151,14 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         )
         teacher, teacher_tokens, facts["teacher"] = prepared.teacher, prepared.tokens, prepared.record
 
-    split, options = settings.data.split, default_options(None, settings.data.workers, "fp32")
+    split, options = settings.data.split, default_options(None, settings.data.workers, "fp32", cache=plan.keep_features)
     if frozen:
         progress = partial(_progress, report)
         with first_ahead(world):
             store = trunk_features(model, corpus, split, data, options=options, progress=progress)
         source = partial(_features, store, sampler, settings.data.captions, world)
     else:
-        augment = (
-            Augment(settings.data.crop_scale, flip=settings.data.flip) if settings.data.augment == "crop" else None
-        )
+        augment = training_view(settings.data, model.preprocess)
         dataset = StepDataset(
             data,
             sampler,
@@ -235,11 +235,37 @@ def build_model(settings: TrainSettings, device: torch.device) -> Model:
     """Open the model that is trained, with its trunks locked as asked."""
     chosen = settings.model
     pair = PairSettings(
-        chosen.embed_dim, chosen.image_projection, chosen.text_projection, chosen.context_length, chosen.image_size
+        embed_dim=chosen.embed_dim,
+        image_projection=chosen.image_projection,
+        text_projection=chosen.text_projection,
+        context_length=chosen.context_length,
+        image_size=chosen.image_size,
+        image_projection_bias=chosen.image_projection_bias,
+        pixel_statistics=chosen.pixel_statistics,
     )
     model = open_model(chosen.reference, device=device, pair=pair, seed=settings.schedule.seed)
     model.net.to(memory_format=torch.channels_last)
     return model.lock(frozenset(chosen.lock))
+
+
+def training_view(chosen: DataSettings, spec: Preprocess) -> Augment | ResizeCrop | None:
+    """The augmentation that the settings ask for; None for the plain evaluation view.
+
+    Raises:
+        UsageError: images resized to less than what is cropped from them.
+    """
+    if chosen.augment == "none":
+        return None
+    if chosen.augment == "crop":
+        return Augment(chosen.crop_scale, flip=chosen.flip)
+    resize = chosen.resize or round(spec.size * 8 / 7)
+    if resize < spec.size:
+        raise UsageError(
+            f"data.resize ({resize}) is less than the {spec.size} pixels that the model takes",
+            "a crop cannot be larger than the image",
+            f"--set data.resize={round(spec.size * 8 / 7)}",
+        )
+    return ResizeCrop(resize, flip=chosen.flip)
 
 
 def build_average(objective: Objective, encoder: Encoder) -> tuple[EmaTeacher | None, Teacher | None]:

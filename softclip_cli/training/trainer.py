@@ -17,6 +17,7 @@ from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.errors import Interrupted, ModelError, TrainingError
 from softclip_cli.model import Model
 from softclip_cli.objectives.diagnostics import collapse_warning
+from softclip_cli.objectives.embeddings import ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
@@ -76,7 +77,7 @@ class Trainer:
         named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
         self.trainable: list[nn.Parameter] = [p for _, p in named if p.requires_grad]
         self.optimizer = build_optimizer(named, self.settings.optimizer)
-        self.first_step = 0
+        self.first_step = self.done = 0
         self.replaced: dict[int, str] = {}
         self.collapsed = False
 
@@ -148,7 +149,7 @@ class Trainer:
             batch = next(source)
             waited += time.perf_counter() - before
             log = (self.done + 1) % every == 0 or self.done + 1 == self.steps
-            output = self._step(batch, log)
+            output = self.step(batch, log)
             losses += output.loss.detach()
             self.done += 1
             self._note_replaced(batch)
@@ -170,7 +171,8 @@ class Trainer:
     def _zero(self) -> Tensor:
         return torch.zeros((), device=self.model.device)
 
-    def _step(self, batch: Batch, diagnostics: bool) -> Any:
+    def step(self, batch: Batch, diagnostics: bool) -> ObjectiveOutput:
+        """Step number `done`: forward, backward, and the update of weights, scales and moving average. `done` stays."""
         settings = self.settings
         rate = learning_rate(self.done, self.steps, settings.optimizer.lr, settings.schedule)
         for group in self.optimizer.param_groups:
