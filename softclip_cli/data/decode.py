@@ -2,6 +2,8 @@
 
 The evaluation view equals open_clip's `image_transform_v2(cfg, is_train=False)` before its conversion to float
 (same Pillow calls), so that numbers can be compared; mean and std are applied on the device, by the model.
+The training view is made for speed: simplejpeg decodes the usual JPEG, and torch resizes (docs/benchmarks.md has the
+measurements); Pillow still reads every header, and decodes whatever else there is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from softclip_cli.errors import DataError
@@ -31,6 +34,7 @@ TRANSPOSE = {  # by EXIF orientation; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+JPEG_FORMATS = ("JPEG", "MPO")  # an MPO, as telephones write it, is a JPEG with more pictures behind the first
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -140,21 +144,40 @@ def open_upright(data: bytes, *, min_side: int | None = None) -> Image.Image:
     Raises:
         ImageError: (a DataError) not an image, truncated, damaged, or a decompression bomb; the cause is in `why`.
     """
-    image = open_header(data)
+    return _upright(_load(open_header(data), min_side))
+
+
+def _load(image: Image.Image, min_side: int | None) -> Image.Image:
+    """Let Pillow decode the pixels."""
     width, height = image.size
+    scale = _scale(image, min_side)
     try:
-        if min_side and image.format == "JPEG" and min(width, height) >= 2 * min_side:
-            scale = min(width, height) // min_side
+        if scale > 1:
             image.draft("RGB", (width // scale, height // scale))
         image.load()
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         kind = "truncated-image" if "truncated" in str(error).lower() else "damaged-image"
         raise ImageError(kind, f"{type(error).__name__}: {error}") from error
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata says nothing about the pixels
-        orientation = 1
+    return image
+
+
+def _scale(image: Image.Image, min_side: int | None) -> int:
+    """8, 4, 2 or 1: how much smaller a JPEG is decoded. (libjpeg's other steps lack SIMD code and take longer than 1.)"""
+    if not min_side or image.format not in JPEG_FORMATS:
+        return 1
+    return next((scale for scale in (8, 4, 2) if min(image.size) >= scale * min_side), 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
     return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata says nothing about the pixels
+        return 1
 
 
 def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
@@ -168,6 +191,39 @@ def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
         ImageError: (a DataError) not an image, truncated, damaged, or a decompression bomb; the cause is in `why`.
     """
     return _to_rgb(open_upright(data, min_side=min_side))
+
+
+def open_pixels(data: bytes, *, min_side: int | None = None) -> np.ndarray:
+    """The pixels of `open_image`, equal bit for bit: uint8 (height, width, 3), writable; faster for an undamaged RGB or grey JPEG.
+
+    Args:
+        data: the encoded file.
+        min_side: as in `open_image`.
+
+    Raises:
+        ImageError: (a DataError) as `open_image`.
+    """
+    image = open_header(data)
+    pixels = _jpeg_pixels(data, image, min_side)
+    if pixels is None:
+        return np.array(_to_rgb(_upright(_load(image, min_side))))
+    orientation = _orientation(image)
+    if orientation in TRANSPOSE:
+        return np.array(Image.fromarray(pixels).transpose(TRANSPOSE[orientation]))
+    return pixels
+
+
+def _jpeg_pixels(data: bytes, image: Image.Image, min_side: int | None) -> np.ndarray | None:
+    """RGB by simplejpeg, or None for what is better left to Pillow, which may accept it or knows what is wrong with it."""
+    if image.format not in JPEG_FORMATS or image.mode not in ("RGB", "L"):
+        return None
+    width, height = image.size
+    scale = _scale(image, min_side)
+    smallest = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", **smallest)
+    except Exception:  # also on what libjpeg only warns of
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -226,22 +282,22 @@ def train_view(data: bytes, spec: Preprocess, augment: Augment, rng: np.random.G
     return random_crop(open_for_crops(data, spec, augment), spec, augment, rng)
 
 
-def open_for_crops(data: bytes, spec: Preprocess, augment: Augment) -> Image.Image:
-    """Decode for `random_crop`, a JPEG no larger than its crops need."""
+def open_for_crops(data: bytes, spec: Preprocess, augment: Augment) -> np.ndarray:
+    """Decode for `random_crop`, a JPEG no larger than its crops need: uint8 (height, width, 3)."""
     # The crop has at least scale[0] of the area, so its shorter side is at least sqrt(scale[0] / widest ratio) of the
     # image's: decoded no smaller than this, no crop is enlarged for which the full image would have had the pixels.
     widest = max(augment.ratio[1], 1 / augment.ratio[0])
     share = math.sqrt(augment.scale[0] / widest)
-    return open_image(data, min_side=math.ceil(spec.size / share) if share > 0 else None)
+    return open_pixels(data, min_side=math.ceil(spec.size / share) if share > 0 else None)
 
 
-def random_crop(image: Image.Image, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
-    """RandomResizedCrop and flip of a decoded image: uint8, (size, size, 3)."""
-    box = random_box(image.width, image.height, augment, rng)
-    view = image.resize((spec.size, spec.size), RESAMPLING[spec.interpolation], box=box, reducing_gap=2.0)
-    if augment.flip and rng.random() < augment.flip:
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(view)
+def random_crop(pixels: np.ndarray, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """RandomResizedCrop and flip of decoded pixels: uint8, (size, size, 3)."""
+    from softclip_cli.data.resize import resize  # imports torch, which not every user of this module needs
+
+    left, top, right, bottom = random_box(pixels.shape[1], pixels.shape[0], augment, rng)
+    view = resize(pixels[top:bottom, left:right], spec.size, spec.size, spec.interpolation)
+    return view[:, ::-1] if augment.flip and rng.random() < augment.flip else view
 
 
 def random_box(width: int, height: int, augment: Augment, rng: np.random.Generator) -> tuple[int, int, int, int]:

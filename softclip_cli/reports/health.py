@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from softclip_cli import cores
 from softclip_cli.reports import host
 from softclip_cli.runs import RUNS_VARIABLE, runs_dir
 
@@ -263,9 +264,9 @@ def _choice(found: dict[str, Any]) -> Check:
 
 def check_cores() -> Check:
     """Cores that this process may use, against those of the machine and a container's quota."""
-    usable, there = host.usable_cores(), os.cpu_count() or 1
+    usable, there = cores.affine_cores(), os.cpu_count() or 1
     message = f"{usable} of {there}" if usable < there else str(there)
-    quota = host.cpu_quota()
+    quota = cores.cpu_quota()
     if quota is not None and quota < usable:
         return Check("cores", "ok", f"{message}, limited to the time of {quota:g} by the container")
     return Check("cores", "ok", message)

@@ -1,0 +1,35 @@
+"""How many processor cores this process may use: less than the machine has under an affinity mask or a container's quota."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+
+def affine_cores() -> int:
+    """Cores that the scheduler lets this process run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that a container allows (Linux control groups, version 2); None where there is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def usable_cores() -> int:
+    """Cores that can really work at a time, at least one."""
+    quota = cpu_quota()
+    return affine_cores() if quota is None else max(1, min(affine_cores(), math.floor(quota)))
+
+
+def what_limits_cores() -> str:
+    """Why `usable_cores` is less than the machine has; empty where it is not."""
+    there, affine, quota = os.cpu_count() or 1, affine_cores(), cpu_quota()
+    if quota is not None and quota < affine:
+        return f"the container may use {quota:g} of {affine}"
+    return f"this process may use {affine} of {there}" if affine < there else ""
