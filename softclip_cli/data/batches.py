@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from softclip_cli.cores import usable_cores, what_limits_cores
 from softclip_cli.data.decode import Augment, Preprocess, eval_view, open_for_crops, random_crop
 from softclip_cli.data.sampler import EpochSampler, generator
 from softclip_cli.errors import DataError
+from softclip_cli.resources import usable_cores, what_limits_cores
 
 if TYPE_CHECKING:
     import datasets

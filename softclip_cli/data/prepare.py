@@ -27,7 +27,7 @@ from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
 from softclip_cli.data.splits import SplitAssigner
 from softclip_cli.errors import DataError, HostError, UsageError
-from softclip_cli.cores import usable_cores
+from softclip_cli.resources import usable_cores
 
 CHUNK_BYTES = 8 << 20  # what travels to a worker at once
 CHUNK_FILES = 16  # or so many image files, whose sizes are not known yet

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softclip_cli import __version__
-from softclip_cli.cores import usable_cores
 from softclip_cli.data.decode import Preprocess, eval_view
 from softclip_cli.errors import DataError, ModelError, UsageError
 from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.images import ImageSource, as_images
+from softclip_cli.resources import usable_cores
 
 Progress = Callable[[int, int], None]
 Kind = Literal["projected", "trunk"]

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from softclip_cli import cores
+from softclip_cli import resources
 from softclip_cli.reports import host
 from softclip_cli.runs import RUNS_VARIABLE, runs_dir
 
@@ -264,9 +264,9 @@ def _choice(found: dict[str, Any]) -> Check:
 
 def check_cores() -> Check:
     """Cores that this process may use, against those of the machine and a container's quota."""
-    usable, there = cores.affine_cores(), os.cpu_count() or 1
+    usable, there = resources.affine_cores(), os.cpu_count() or 1
     message = f"{usable} of {there}" if usable < there else str(there)
-    quota = cores.cpu_quota()
+    quota = resources.cpu_quota()
     if quota is not None and quota < usable:
         return Check("cores", "ok", f"{message}, limited to the time of {quota:g} by the container")
     return Check("cores", "ok", message)
@@ -274,7 +274,7 @@ def check_cores() -> Check:
 
 def check_memory() -> Check:
     """Memory that is free, and the container's limit where there is one."""
-    total, free = host.memory()
+    total, free = resources.memory()
     if total is None or free is None:
         return Check("memory", "ok", "unknown on this system")
     message = f"{host.size(free)} free of {host.size(total)}"

@@ -80,25 +80,6 @@ def _processor_facts() -> dict[str, str]:
     return facts
 
 
-def memory() -> tuple[int | None, int | None]:
-    """(total, available) memory in bytes, within a container's limit where there is one; None where unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        total, free = facts["MemTotal"], facts["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
-        except (AttributeError, ValueError, OSError):
-            return None, None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(total, limit), min(free, max(limit - used, 0))
-    except (OSError, ValueError):
-        return total, free
-
-
 def cache_dir() -> Path:
     """Where features are kept: `$XDG_CACHE_HOME/softclip`, else `~/.cache/softclip` (as evaluation.cache has it)."""
     base = os.environ.get("XDG_CACHE_HOME")

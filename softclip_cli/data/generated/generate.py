@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softclip_cli.cores import usable_cores
 from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, features_for
 from softclip_cli.data.generated.captions import PHRASES
 from softclip_cli.data.generated.noise import SHARES
@@ -16,6 +15,7 @@ from softclip_cli.data.generated.samples import SHIFT_SPLITS, Place, Plan, make_
 from softclip_cli.data.generated.vocabulary import CLASS_NAMES, COLOUR_NAMES, KIND_NAMES
 from softclip_cli.data.ordered_map import ordered_map
 from softclip_cli.errors import HostError, UsageError
+from softclip_cli.resources import usable_cores
 
 if TYPE_CHECKING:
     import datasets

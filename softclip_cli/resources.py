@@ -1,4 +1,4 @@
-"""How many processor cores this process may use: less than the machine has under an affinity mask or a container's quota."""
+"""Cores and memory that this process may use: less than the machine has under an affinity mask or a container's limits."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ def what_limits_cores() -> str:
     if quota is not None and quota < affine:
         return f"the container may use {quota:g} of {affine}"
     return f"this process may use {affine} of {there}" if affine < there else ""
+
+
+def memory() -> tuple[int | None, int | None]:
+    """(total, available) memory in bytes, within a container's limit where there is one; None where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        total, free = facts["MemTotal"], facts["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
+        except (AttributeError, ValueError, OSError):
+            return None, None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return min(total, limit), min(free, max(limit - used, 0))
+    except (OSError, ValueError):
+        return total, free
