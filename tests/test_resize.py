@@ -126,11 +126,12 @@ def test_train_view_is_pillows_crop_of_the_whole_image_within_two_grey_levels(si
 
 def test_shrinking_is_a_resize_of_the_decoded_image() -> None:
     pixels = photo(420, 300)
-    made = shrink(encode(Image.fromarray(pixels), "PNG"), 200, 95)
+    kept, made = shrink(encode(Image.fromarray(pixels), "PNG"), 200, 95)
     assert made is not None
     small = Image.open(io.BytesIO(made))
     assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (280, 200))
     stock = Image.fromarray(pixels).resize((280, 200), Image.Resampling.BICUBIC)
+    assert np.abs(kept.astype(int) - np.asarray(stock)).max() <= 2
     # The only further difference is that of JPEG itself, which Pillow's encoder makes as well.
     stock_jpeg = Image.open(io.BytesIO(encode(stock, "JPEG", quality=95)))
     assert np.abs(np.asarray(small).astype(int) - np.asarray(stock_jpeg)).mean() < 0.5
@@ -139,11 +140,14 @@ def test_shrinking_is_a_resize_of_the_decoded_image() -> None:
 def test_shrinking_turns_upright_and_leaves_small_and_very_long_images() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    turned = shrink(encode(Image.fromarray(photo(300, 200)), "JPEG", exif=exif), 100, 90)
+    photograph = encode(Image.fromarray(photo(300, 200)), "JPEG")
+    kept, turned = shrink(encode(Image.fromarray(photo(300, 200)), "JPEG", exif=exif), 100, 90)
     assert turned is not None and Image.open(io.BytesIO(turned)).size == (100, 150)
-    assert shrink(encode(Image.fromarray(photo(300, 200)), "JPEG"), 200, 90) is None
-    assert shrink(encode(Image.fromarray(photo(300, 200)), "JPEG"), None, 90) is None
-    assert shrink(encode(Image.new("L", (70_000, 20)), "PNG"), 19, 90) is None
+    assert kept.shape == (150, 100, 3)
+    for data, short_side in ((photograph, 200), (photograph, None), (encode(Image.new("L", (70_000, 20)), "PNG"), 19)):
+        kept, made = shrink(data, short_side, 90)
+        assert made is None
+        np.testing.assert_array_equal(kept, np.asarray(open_image(data)))
 
 
 def test_what_is_too_small_to_shrink_is_decoded_all_the_same() -> None:

@@ -16,7 +16,7 @@ def check(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder that `softclip data prepare` made.")],
     model: Annotated[str, typer.Option("--model", metavar="REF", help="The model that it is to train.")] = "tiny",
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=2, help="Pairs a step. [default: 256, on a CPU 64]")
+        int | None, typer.Option("--batch-size", metavar="N", min=2, help="Pairs a step. Left out: 256, on a CPU 64.")
     ] = None,
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="The split to train on.")] = "train",
     seconds: Annotated[

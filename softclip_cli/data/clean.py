@@ -205,7 +205,7 @@ def judge_image(data: bytes, candidate: Candidate, rules: Rules) -> list[str]:
 def check_image(data: bytes, rules: Rules) -> bytes | None:
     """Decode the image; return it re-encoded as an upright JPEG if the rules want it smaller, else None."""
     try:
-        return shrink(data, rules.short_side, rules.quality)
+        return shrink(data, rules.short_side, rules.quality)[1]
     except ImageError as error:
         raise _Drop(error.kind, error.why) from None
 

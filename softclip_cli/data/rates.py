@@ -138,7 +138,7 @@ def shrink_gain(
     smaller = []
     for image in images:
         try:
-            smaller.append(shrink(image, short_side, 90) or image)
+            smaller.append(shrink(image, short_side, 90)[1] or image)
         except DataError:
             continue
     if not smaller:
