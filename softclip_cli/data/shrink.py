@@ -21,8 +21,9 @@ def shrink(data: bytes, short_side: int | None, quality: int) -> tuple[np.ndarra
         quality: of the JPEG, 1 to 100; its colours are stored at half the resolution, as cameras do.
 
     Returns:
-        The upright RGB pixels that the corpus will hold (before the JPEG is made), uint8 (height, width, 3), and the new JPEG, the same bytes
-        on every machine with these versions of the libraries; None where the file stays as it is: small enough, or too long for a JPEG.
+        The upright RGB pixels that the corpus will hold (before the JPEG is made), uint8 (height, width, 3); and the new
+        JPEG, the same bytes on every machine with these versions of the libraries, or None where the file stays as it
+        is: small enough, or too long for a JPEG.
 
     Raises:
         ImageError: (a DataError) as `decode.open_pixels`.
