@@ -17,6 +17,7 @@ from softclip_cli.data.decode import (
     ImageError,
     Preprocess,
     eval_view,
+    open_for_crops,
     open_header,
     open_image,
     open_pixels,
@@ -215,6 +216,30 @@ def test_a_photo_with_further_pictures_behind_it_is_its_first() -> None:
     assert open_header(data).format == "MPO"
     np.testing.assert_array_equal(open_pixels(data), np.asarray(Image.open(io.BytesIO(encode(first, "JPEG")))))
     assert open_pixels(data, min_side=100).shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+@pytest.mark.parametrize("size", [(417, 263), (60, 90)])
+def test_training_decodes_as_everything_else_does(mode: str, orientation: int | None, size: tuple[int, int]) -> None:
+    options = {}
+    if orientation is not None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        options["exif"] = exif
+    data = encode(picture(mode, size), "JPEG", **options)
+    spec, augment = Preprocess(size=64), Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    np.testing.assert_array_equal(open_for_crops(data, spec, augment), np.asarray(open_image(data, min_side=64)))
+
+
+def test_training_refuses_bombs_and_damage_by_the_same_names() -> None:
+    spec, augment = Preprocess(size=64), Augment()
+    huge = JPEG.replace(struct.pack(">HH", 150, 200), struct.pack(">HH", 50_000, 50_000), 1)
+    assert open_header(JPEG).size == (200, 150) and huge != JPEG
+    for data, kind in ((huge, "decompression-bomb"), (JPEG[:900], "truncated-image"), (b"", "empty-image")):
+        with pytest.raises(ImageError) as caught:
+            train_view(data, spec, augment, np.random.default_rng(0))
+        assert caught.value.kind == kind
 
 
 def test_only_plain_jpegs_are_decoded_by_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
