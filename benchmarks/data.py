@@ -17,6 +17,7 @@ import argparse
 import io
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -191,8 +192,14 @@ def time_views(images: list[Image.Image], rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def children_seconds() -> float:
+    """Processor time of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def time_prepare(images: list[Image.Image], count: int, rounds: int, workers: int) -> list[dict[str, Any]]:
-    """Pairs a second of whole processes."""
+    """Pairs a second of whole processes; the processor time besides, which other jobs on the machine disturb less."""
     folder = Path(tempfile.mkdtemp(prefix="softclip-benchmark-"))
     try:
         lines = []
@@ -204,15 +211,17 @@ def time_prepare(images: list[Image.Image], count: int, rounds: int, workers: in
         table = folder / "pairs.jsonl"
         table.write_text("\n".join(lines) + "\n")
         spent: dict[str, list[float]] = {"datasets.map": [], "softclip": []}
+        busy: dict[str, list[float]] = {way: [] for way in spent}
         for turn in range(rounds):
             for way, code in (("datasets.map", MAP), ("softclip", OURS)):
                 program = folder / f"{way}.py"  # a file, so that spawned workers can import it
                 program.write_text(code)
                 out = folder / f"out-{way}-{turn}"
                 arguments = [str(table), str(out), str(workers), str(SHORT_SIDE), str(QUALITY)]
-                began = time.perf_counter()
+                began, busy_before = time.perf_counter(), children_seconds()
                 done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True)
                 spent[way].append(time.perf_counter() - began)
+                busy[way].append(children_seconds() - busy_before)
                 if done.returncode or int(done.stdout.split()[-1]) != count:
                     sys.exit(f"{way} failed:\n{done.stdout}{done.stderr}")
                 shutil.rmtree(out)
@@ -230,12 +239,17 @@ def time_prepare(images: list[Image.Image], count: int, rounds: int, workers: in
                 "workers": workers,
                 "way": way,
                 "pairs_per_second": round(count / taken, 1),
+                "cpu_seconds": round(statistics.median(busy[way]), 2),
                 "ratio_to_datasets_map": round(stock / taken, 2),
+                "cpu_ratio_to_datasets_map": round(
+                    statistics.median(busy["datasets.map"]) / statistics.median(busy[way]), 2
+                ),
             }
         )
         print(
             f"prepare         {count} × 512×384 → {SHORT_SIDE}   {way:22} {count / taken:7.0f} pairs/s "
-            f"{stock / taken:5.2f} × datasets.map ({workers} workers)",
+            f"{stock / taken:5.2f} × datasets.map ({workers} workers; {rows[-1]['cpu_seconds']:.1f} s of processor time, "
+            f"{rows[-1]['cpu_ratio_to_datasets_map']:.2f} ×)",
             flush=True,
         )
     return rows
@@ -254,7 +268,7 @@ def main() -> None:
     images, origin = photographs(options.images, 40 if options.quick else 200)
     print(origin, flush=True)
     rows = time_views(images, 3 if options.quick else 7)
-    rows += time_prepare(images, *((600, 1) if options.quick else (4000, 3)), options.workers)
+    rows += time_prepare(images, *((600, 1) if options.quick else (8000, 3)), options.workers)
     ratios = {
         "training_decode_512x384": next(
             row["ratio_to_open_clip"] for row in rows if row.get("images") == "512×384" and row["way"] == "softclip"

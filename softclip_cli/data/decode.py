@@ -191,17 +191,18 @@ def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
     return _to_rgb(open_upright(data, min_side=min_side))
 
 
-def open_pixels(data: bytes, *, min_side: int | None = None) -> np.ndarray:
+def open_pixels(data: bytes, *, min_side: int | None = None, header: Image.Image | None = None) -> np.ndarray:
     """The pixels of `open_image`, equal bit for bit: uint8 (height, width, 3), writable; faster for an undamaged RGB or grey JPEG.
 
     Args:
         data: the encoded file.
         min_side: as in `open_image`.
+        header: what `open_header` gave for these bytes, where that was needed before.
 
     Raises:
         ImageError: (a DataError) as `open_image`.
     """
-    image = open_header(data)
+    image = header if header is not None else open_header(data)
     plain = image.format in JPEG_FORMATS and image.mode in ("RGB", "L")
     pixels = _jpeg_pixels(data, image.size, min_side) if plain else None
     if pixels is None:

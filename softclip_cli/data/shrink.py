@@ -28,11 +28,12 @@ def shrink(data: bytes, short_side: int | None, quality: int) -> tuple[np.ndarra
     Raises:
         ImageError: (a DataError) as `decode.open_pixels`.
     """
-    if short_side is None or min(open_header(data).size) <= short_side:
-        return open_pixels(data), None
+    header = open_header(data)
+    if short_side is None or min(header.size) <= short_side:
+        return open_pixels(data, header=header), None
     from softclip_cli.data.resize import resize  # imports torch
 
-    pixels = open_pixels(data, min_side=short_side)
+    pixels = open_pixels(data, min_side=short_side, header=header)
     height, width = pixels.shape[:2]
     factor = short_side / min(height, width)
     height, width = max(1, round(height * factor)), max(1, round(width * factor))
