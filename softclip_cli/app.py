@@ -9,6 +9,7 @@ import typer
 from softclip_cli import __version__
 from softclip_cli.commands import (
     data,
+    data_check,
     data_download,
     datasets,
     demo,
@@ -59,6 +60,7 @@ app.command()(retrieve.retrieve)
 app.add_typer(data.app, name="data")
 data.app.command()(data_download.download)
 data.app.command()(generate.generate)
+data.app.command()(data_check.check)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(objectives.app, name="objectives")

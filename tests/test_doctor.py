@@ -13,9 +13,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from softclip_cli.commands.doctor import doctor
-from softclip_cli.memory import size
 from softclip_cli.reports import health, host
 from softclip_cli.reports.health import Check, Ran
+from softclip_cli.resources import size
 
 DEVICES = {
     "cuda": [],

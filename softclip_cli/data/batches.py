@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,18 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop, eval_view, open_for_crops, random_crop
 from softclip_cli.data.sampler import EpochSampler, generator
 from softclip_cli.errors import DataError
+from softclip_cli.resources import usable_cores, what_limits_cores
 
 if TYPE_CHECKING:
     import datasets
 
-KEEP_BYTES = 512 << 20  # decoded images that each process keeps: a small corpus is decoded once, not every epoch
+KEEP_BYTES = (
+    512 << 20
+)  # decoded images that a trainer's processes keep: a small corpus is decoded once, not every epoch
+KEEP_SHARE = 0.25  # of the corpus, that must fit for keeping to be worth the memory
+PREFETCH = 4  # batches that each worker has ready
 MAX_REPLACEMENTS = 16  # neighbours tried in the place of a damaged image before the batch is given up
 
 
@@ -74,6 +79,7 @@ class StepDataset(Dataset):
         captions: "random" draws one of an image's captions each time, "first" takes the first.
         rank, world: this process's share is a contiguous slice of the global batch.
         teacher_tokenize: a frozen teacher's own, where it is to read the captions too.
+        keep_bytes: of decoded images, over all workers; 0 decodes anew every time.
     """
 
     def __init__(
@@ -87,14 +93,14 @@ class StepDataset(Dataset):
         rank: int = 0,
         world: int = 1,
         teacher_tokenize: Callable[[list[str]], Tensor] | None = None,
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         self.data = data.select_columns(["image", "captions"])
         self.sampler, self.spec, self.augment = sampler, spec, augment
         self.tokenize, self.captions, self.rank, self.world = tokenize, captions, rank, world
         self.teacher_tokenize = teacher_tokenize
         self.groups = group_ids(data)
-        self._decoded: dict[int, Image.Image] = {}
-        self._room = KEEP_BYTES
+        self.kept = _Kept(len(data), keep_bytes)
 
     def __getitem__(self, step: int) -> Batch:
         rows = local_rows(self.sampler, step, self.rank, self.world)
@@ -138,14 +144,37 @@ class StepDataset(Dataset):
         """The training view where augmenting, else the evaluation view."""
         if self.augment is None:
             return eval_view(data, self.spec)
-        image = self._decoded.get(row)
-        if image is None:
-            image = open_for_crops(data, self.spec, self.augment)
-            size = 3 * image.width * image.height
-            if size <= self._room:
-                self._decoded[row] = image
-                self._room -= size
-        return random_crop(image, self.spec, self.augment, rng)
+        pixels = self.kept.get(row)
+        if pixels is None:
+            pixels = open_for_crops(data, self.spec, self.augment)
+            self.kept.add(row, pixels)
+        return random_crop(pixels, self.spec, self.augment, rng)
+
+
+class _Kept:
+    """Decoded images that a process keeps, within its share of the memory that all workers have for it together.
+
+    An epoch's order hands rows to other workers than the last one's, so each worker comes to keep a part of all rows. Where only a
+    small part of the corpus would fit, hits are too rare to be worth anything and nothing is kept.
+    """
+
+    def __init__(self, rows: int, total: int) -> None:
+        self.rows, self.total = rows, total
+        self.images: dict[int, np.ndarray] = {}
+        self.used = self.seen = self.seen_bytes = 0
+
+    def get(self, row: int) -> np.ndarray | None:
+        return self.images.get(row)
+
+    def add(self, row: int, pixels: np.ndarray) -> None:
+        worker = get_worker_info()
+        room = self.total // (worker.num_workers if worker else 1)
+        self.seen += 1
+        self.seen_bytes += pixels.nbytes
+        expected = self.rows * self.seen_bytes / self.seen
+        if room >= KEEP_SHARE * expected and self.used + pixels.nbytes <= room:
+            self.images[row] = pixels
+            self.used += pixels.nbytes
 
 
 def choose_caption(count: int, rng: np.random.Generator, how: str) -> int:
@@ -175,7 +204,7 @@ def batches(dataset: StepDataset, first: int, last: int, workers: int, pin: bool
         batch_size=None,
         sampler=range(first, last),  # type: ignore[arg-type]
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin,
         worker_init_fn=start_worker if workers else None,
     )
@@ -189,16 +218,39 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def choose_workers(wanted: int | None, world: int = 1) -> tuple[int, str]:
-    """The number of worker processes, with the reason."""
+def choose_workers(wanted: int | None, device: str, processes: int = 1, batch_bytes: int = 0) -> tuple[int, str]:
+    """The number of worker processes of one trainer, with the reason.
+
+    Args:
+        wanted: by the user; taken as it is.
+        device: "cpu", "cuda", ...: what does the training step.
+        processes: trainers on this machine, which share its cores.
+        batch_bytes: of one trainer's batch, which travels through shared memory; 0 where unknown.
+    """
     if wanted is not None:
         return wanted, "as asked"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // world)
-    if not torch.cuda.is_available():
-        # Measured on two cores: a worker beside two computing threads costs more than it saves, since every parallel
-        # operation waits for the slower thread.
-        return max(
-            0, share // 2 - 1
-        ), f"{share} core{'s' if share > 1 else ''} a process, which the training step needs"
-    return min(16, max(1, share - 1)), f"{share} cores a process; the device does the training step"
+    share, limit = max(1, usable_cores() // processes), what_limits_cores()
+    said = f"{share} core{'s' if share > 1 else ''} a process" + (f" ({limit})" if limit else "")
+    if device == "cpu":
+        # A core decodes what several cores can train on (docs/benchmarks.md); and measured on two cores, a worker beside
+        # two computing threads costs more than it saves, since every parallel operation waits for the slower thread.
+        workers = min(8, share // 4)
+        reason = f"{said}, which the training step needs" if not workers else f"a quarter of {said}; the rest trains"
+    else:
+        workers = min(16, max(1, share - 1))
+        reason = f"{said}; the {device} device does the training step"
+    free = shared_memory_free()
+    if free is not None and batch_bytes:
+        # Half of it, for a worker that finds it full is killed (SIGBUS).
+        fitting = int(free / 2 / processes / batch_bytes / (PREFETCH + 1))
+        if fitting < workers:
+            return fitting, f"the {free >> 20} MB of shared memory hold no more batches (docker run --shm-size=8g)"
+    return workers, reason
+
+
+def shared_memory_free() -> int | None:
+    """Free bytes of /dev/shm, through which workers hand over their batches; None where there is none. Containers often have 64 MB."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:  # not Linux: no such limit
+        return None

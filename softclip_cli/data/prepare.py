@@ -22,11 +22,12 @@ from softclip_cli.data.caption_rules import CaptionCounter, Range, check_languag
 from softclip_cli.data.clean import Cleaned, Rules, clean_all
 from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, SplitWriter, features_for
 from softclip_cli.data.dropped import DroppedLog, Noted
-from softclip_cli.data.ordered_map import ordered_map, usable_cores
+from softclip_cli.data.ordered_map import ordered_map
 from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
 from softclip_cli.data.splits import SplitAssigner
 from softclip_cli.errors import DataError, HostError, UsageError
+from softclip_cli.resources import usable_cores
 
 CHUNK_BYTES = 8 << 20  # what travels to a worker at once
 CHUNK_FILES = 16  # or so many image files, whose sizes are not known yet
@@ -202,7 +203,8 @@ class _Run:
     def _loop(self) -> None:
         work = partial(clean_all, rules=self.rules)
         workers = self.options.workers or usable_cores()
-        for item, result in ordered_map(work, self._chunks(), workers, _crashed):
+        preload = ["softclip_cli.data.resize"] if self.rules.short_side else []
+        for item, result in ordered_map(work, self._chunks(), workers, _crashed, preload):
             if isinstance(result, Dropped):
                 if not self._full(result.split):
                     self.read += 1

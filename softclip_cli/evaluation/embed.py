@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from softclip_cli.data.decode import Preprocess, eval_view
 from softclip_cli.errors import DataError, ModelError, UsageError
 from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.images import ImageSource, as_images
+from softclip_cli.resources import usable_cores
 
 Progress = Callable[[int, int], None]
 Kind = Literal["projected", "trunk"]
@@ -160,7 +160,7 @@ def choose_workers(count: int, device: torch.device, asked: int | None = None) -
         return asked, "as asked for"
     if count < SMALL:
         return 0, f"{count} images are too few to start processes for"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if sys.platform == "darwin" and device.type == "cpu":
         return 0, "starting processes is slow on macOS and the model needs the cores"
     if device.type == "cpu":

@@ -80,20 +80,6 @@ def _processor_facts() -> dict[str, str]:
     return facts
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_quota() -> float | None:
-    """Cores' worth of time that a container allows (Linux control groups, version 2); None where there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
 def cache_dir() -> Path:
     """Where features are kept: `$XDG_CACHE_HOME/softclip`, else `~/.cache/softclip` (as evaluation.cache has it)."""
     base = os.environ.get("XDG_CACHE_HOME")

@@ -22,7 +22,7 @@ class World:
         rank: of this process, from 0.
         size: number of processes.
         local_rank: on this machine; picks the GPU.
-        local_size: number of processes on this machine.
+        local_size: number of processes on this machine, which share its cores and memory.
     """
 
     rank: int = 0
@@ -42,12 +42,9 @@ def joined(device: str) -> Iterator[World]:
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
-    world = World(
-        int(os.environ["RANK"]),
-        int(os.environ["WORLD_SIZE"]),
-        int(os.environ.get("LOCAL_RANK", "0")),
-        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-    )
+    size = int(os.environ["WORLD_SIZE"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")), local_size)
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)

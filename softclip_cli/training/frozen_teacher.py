@@ -17,9 +17,9 @@ from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.text import Tokenize
 from softclip_cli.errors import HostError, ModelError
 from softclip_cli.evaluation.embed import EmbedOptions
-from softclip_cli.memory import memory, size
 from softclip_cli.model import Model
 from softclip_cli.registry import open_model, parse_reference
+from softclip_cli.resources import memory, size
 from softclip_cli.training.distributed import World, first_ahead
 from softclip_cli.training.features import default_options, teacher_embeddings
 from softclip_cli.training.run_folder import Report

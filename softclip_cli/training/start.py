@@ -170,7 +170,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
             world.size,
             teacher_tokens,
         )
-        workers, reason = choose_workers(settings.data.workers, world.size)
+        batch_bytes = sampler.batch_size // world.size * model.preprocess.size**2 * 3
+        workers, reason = choose_workers(settings.data.workers, device.type, world.local_size, batch_bytes)
         report("note", {"text": f"{workers} decoding process{'' if workers == 1 else 'es'}: {reason}"})
         if device.type == "cpu" and workers and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
