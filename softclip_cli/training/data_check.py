@@ -23,7 +23,7 @@ from softclip_cli.training.device import choose_device, choose_precision
 from softclip_cli.training.encoder import TowerEncoder
 from softclip_cli.training.optimizer import build_optimizer
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.start import build_model, build_average, training_split
+from softclip_cli.training.start import build_average, build_model, training_split
 from softclip_cli.training.step import StepContext, forward_backward
 
 SAMPLES = 256  # images that decoding is measured on
