@@ -19,7 +19,7 @@ from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.locate import data_root
 from softclip_cli.model import Model
-from softclip_cli.objectives.objective import Objective, build_objective
+from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.settings import advice, resolve
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.registry import PairSettings, open_model, parse_reference
@@ -118,13 +118,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         guide = open_teacher(str(choice.teacher_model), device=device, seed=settings.schedule.seed)
         for line in guide.notes:
             report("note", {"text": f"teacher: {line}"})
-    objective = build_objective(
-        settings.objective,
-        embed_dim=model.embed_dim,
-        teacher_dim=guide.embed_dim if guide else None,
-        batch_size=settings.data.batch_size,
-    )
-    objective.to(device)
+    objective = Objective(choice, embed_dim=model.embed_dim, teacher_dim=guide.embed_dim if guide else None).to(device)
     for line in advice(objective.choice):
         report("note", {"text": line})
     report("note", {"text": f"loss: {objective.tiling_reason(settings.data.batch_size // world.size, device=device)}"})
@@ -186,11 +180,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         settings, folder, model, encoder, objective, ema, teacher, sampler, source, validator, steps, world, report
     )
     if world.first:
-        folder.create(
-            settings,
-            environment(str(device), precision, world.size, list(plan.command)),
-            facts,
-        )
+        folder.create(settings, environment(str(device), precision, world.size, list(plan.command)), facts)
     found, problems = checkpoint.newest_intact(path / "checkpoints")
     for problem in problems:
         report("warning", {"text": f"checkpoint {problem}; taking an earlier one"})
