@@ -135,7 +135,7 @@ def test_the_towers_are_those_of_the_release(name):
     assert reference.endswith("+hf:johngiorgi/declutr-sci-base")
 
 
-@pytest.mark.parametrize("alignment", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("alignment", [0.0, 0.5, 0.75, 1.0])
 def test_averaging_exact_gradients_is_near_the_releases_sum_of_cut_ones(alignment):
     """Why lr is the release's own: it adds both directions but cuts the gradient through the keys (docs/recipes.md)."""
     torch.manual_seed(0)
@@ -150,8 +150,8 @@ def test_averaging_exact_gradients_is_near_the_releases_sum_of_cut_ones(alignmen
     ours = build_objective(ObjectiveSettings(name="clip"), embed_dim=768)(Embeddings(image, text), None, scale, 0.0)
     exact = torch.autograd.grad(ours.loss, [image, text, log_scale])
     for mine, other in zip(exact[:2], of_release[:2], strict=True):
-        assert float(functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0)) > 0.95
-        assert 0.8 < float(mine.norm() / other.norm()) < 1.25
+        assert float(functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0)) > 0.98
+        assert 0.97 < float(mine.norm() / other.norm()) < 1.03
     assert float(exact[2]) == pytest.approx(float(of_release[2]) / 2, rel=1e-4)
 
 
