@@ -280,22 +280,26 @@ def divergence(student: Model, teacher: Model, path: Path) -> float:
     return total
 
 
-def test_the_student_moves_towards_its_teacher(colour_corpus, tiny_run, tmp_path):
-    """On pictures it was not trained on, the student's distribution comes close to the teacher's; plain clip's less so."""
-    teacher = open_model(str(tiny_run))
-    found = {}
+@pytest.mark.parametrize("features", ["live", "stored"])
+def test_the_student_moves_towards_its_teacher(colour_corpus, tiny_run, folders, tmp_path, features):
+    """On pictures it was not trained on, its distribution comes close to the teacher's; without the teacher it does not.
+
+    (A student without batch normalisation, whose running statistics lag behind in a run as short as this.)
+    """
+    teacher, found = open_model(str(tiny_run)), {}
     for objective in ({"name": "distill", "teacher_model": str(tiny_run)}, {"name": "clip"}):
         made = build(
             TrainSettings,
             SMALL,
-            {"data": {"corpus": str(colour_corpus), "captions": "first"}, "schedule": {"steps": 20, "seed": 5}},
-            {"objective": objective},
+            {"data": {"corpus": str(colour_corpus), "captions": "first"}, "schedule": {"steps": 20}},
+            {"model": {"reference": folders["student"]}, "objective": objective},
+            {"data": {"teacher_features": features}} if objective["name"] == "distill" else {},
         )
-        run = train(Plan(made, tmp_path / objective["name"]))
-        found[objective["name"]] = divergence(open_model(str(run)), teacher, colour_corpus)
-    before = divergence(open_model("tiny", seed=5), teacher, colour_corpus)
-    assert found["distill"] < 0.5 * before
-    assert found["distill"] < found["clip"]
+        run = runs.Run(train(Plan(made, tmp_path / objective["name"])))
+        found[objective["name"]] = divergence(open_model(str(run.checkpoint("last"))), teacher, colour_corpus)
+    before = divergence(open_model(folders["student"]), teacher, colour_corpus)
+    assert found["distill"] < 0.3 * before
+    assert found["distill"] < 0.3 * found["clip"]
 
 
 def case_of(**changes: Any) -> Circumstances:
