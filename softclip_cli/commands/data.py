@@ -142,6 +142,15 @@ def prepare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a corpus that is there.", rich_help_panel=OUTPUT)
     ] = False,
+    resume: Annotated[
+        str,
+        typer.Option(
+            "--resume",
+            metavar="auto|never",
+            help="auto: go on where the same command was killed or stopped before. never: start anew.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -149,6 +158,7 @@ def prepare(
 
     Every image is decoded, every caption checked.
     What cannot be used is left out and listed, with the reason, in OUT/dropped.parquet.
+    Killed or stopped, the same command goes on where it was.
 
     [bold]Examples[/bold]
 
@@ -182,6 +192,7 @@ def prepare(
         workers=workers,
         max_dropped=max_dropped,
         overwrite=overwrite,
+        resume=resume,
     )
     with _termination_as_interrupt():
         found = open_source(source, options)
@@ -189,7 +200,7 @@ def prepare(
         for line in found.notes:
             console.note(f"  {line}")
         with _bar("preparing") as progress:
-            corpus = prepare_source(found, out, options, progress)
+            corpus = prepare_source(found, out, options, progress, console.note)
     console.emit({"corpus": str(corpus.path), **corpus.info}, as_json, lambda: _show_prepared(str(out), corpus.info))
 
 
@@ -352,7 +363,7 @@ def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: workers are stopped and the unfinished folder is removed."""
+    """Treat SIGTERM as Ctrl-C: workers are stopped, and what is done is kept for the next run."""
     import signal
     import threading
 

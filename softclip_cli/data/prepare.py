@@ -1,7 +1,9 @@
 """From any source to a prepared corpus: split, check, clean, write; every record that is left out is written down.
 
 The source yields candidates in a fixed order, workers clean them, and this module takes their results in that order:
-so the corpus is the same, byte for byte, whatever the number of workers.
+so the corpus is the same, byte for byte, whatever the number of workers. Every so many bytes or records, counted and never
+timed, everything that waits is written and a durable point is made: a killed process goes on from the last one, and the
+corpus is the same again.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,19 +21,24 @@ from pathlib import Path
 from typing import Any
 
 from softclip_cli.data.clean import Cleaned, Rules, clean_all
-from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, SplitWriter, features_for
+from softclip_cli.data.corpus import Corpus, CorpusBuilder, Record, check_output, features_for
 from softclip_cli.data.dropped import DroppedLog
 from softclip_cli.data.ordered_map import ordered_map, usable_cores
+from softclip_cli.data.position import Position, SourceChanged, fingerprint, unread
 from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
+from softclip_cli.data.split_writer import SplitWriter
 from softclip_cli.data.splits import SplitAssigner
-from softclip_cli.errors import DataError, HostError, UsageError
+from softclip_cli.data.workplace import Workplace
+from softclip_cli.errors import DataError, HostError, Interrupted, UsageError
 
 CHUNK_BYTES = 8 << 20  # what travels to a worker at once
 CHUNK_FILES = 16  # or so many image files, whose sizes are not known yet
 CHUNK_ITEMS = 256
+POINT_RECORDS = 8192  # a durable point at least every so many records
 MAX_SPLITS = 64
 STOP_AFTER = 500  # records to see before giving up, so that the error can name more than the first trouble
+COUNTS = ("rows", "captions", "read", "resized", "renamed")
 SPLIT_ORDER = ("train", "val", "test")  # the others follow in the order in which they appear
 
 
@@ -49,6 +56,7 @@ class PrepareOptions(SourceOptions):
         workers: processes; by default one a core. The result does not depend on it.
         max_dropped: the share of broken records from which on preparing fails.
         overwrite: replace a corpus that is there.
+        resume: "auto" goes on where an earlier run of the same source and options was cut off, "never" starts anew.
 
     Raises:
         UsageError: values that make no sense, all named at once.
@@ -63,6 +71,7 @@ class PrepareOptions(SourceOptions):
     workers: int | None = None
     max_dropped: float = 0.05
     overwrite: bool = False
+    resume: str = "auto"
 
     def __post_init__(self) -> None:
         problems = []
@@ -74,6 +83,8 @@ class PrepareOptions(SourceOptions):
             problems.append(f"--limit {self.limit}: must be at least 1")
         if self.workers is not None and self.workers < 1:
             problems.append(f"--workers {self.workers}: must be at least 1")
+        if self.resume not in ("auto", "never"):
+            problems.append(f"--resume {self.resume}: auto or never")
         if not 0 <= self.max_dropped <= 1:
             problems.append(f"--max-dropped {self.max_dropped}: a share from 0 to 1")
         if not all(0 < share < 1 for share in self.split_fractions.values()) or sum(self.split_fractions.values()) >= 1:
@@ -88,43 +99,104 @@ class PrepareOptions(SourceOptions):
             raise UsageError("unusable options", "\n       ".join(problems), "see softclip data prepare --help")
 
 
+Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
+
+
 def prepare(
-    source: Path | str, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+    source: Path | str,
+    out: Path,
+    options: PrepareOptions,
+    progress: Progress | None = None,
+    note: Note | None = None,
 ) -> Corpus:
-    """Prepare a corpus.
+    """Prepare a corpus, or go on with one that was cut off.
 
     Args:
         source: a path, or a name on the Hub.
         out: the folder to make; it appears when the corpus is whole, and never in part.
         options: how.
         progress: called with (records done, records in all; 0 where that is not known).
+        note: told, in a line for people, whether the run goes on from an earlier one.
 
     Raises:
         UsageError: an option or column that does not fit the source.
         DataError: the source cannot be read, too many of its records are broken, or none is left; `out` is in the way.
         HostError: the disk is full, or `out` cannot be written.
+        Interrupted: stopped by Ctrl-C; the same call goes on from there.
     """
-    return prepare_source(open_source(str(source), options), out, options, progress)
+    return prepare_source(open_source(str(source), options), out, options, progress, note)
 
 
 def prepare_source(
-    source: Source, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+    source: Source,
+    out: Path,
+    options: PrepareOptions,
+    progress: Progress | None = None,
+    note: Note | None = None,
 ) -> Corpus:
     """As `prepare`, from a source that is open already (a command prints its reason and notes first)."""
-    out = Path(out)
+    out, say = Path(out), note or (lambda text: None)
     _refuse_own_source(source, out)
     if options.caption_templates and source.class_names is None:
         raise UsageError("--caption-template needs class names", f"{source.path} has no labels", "see --label-column")
+    place = Workplace(out)
     try:
-        with CorpusWriter(out, overwrite=options.overwrite) as writer:
-            _Run(source, options, writer, progress).run()
+        with place.locked():
+            _prepare_in(place, source, options, progress, say)
+    except KeyboardInterrupt:
+        before = place.read()
+        if before is None:
+            raise
+        raise Interrupted(
+            f"stopped; the first {before['read']:,} records are safe",
+            f"{place.path} holds them",
+            "the same command goes on from there; with --resume never it starts anew",
+        ) from None
     except OSError as error:
+        again = "then the same command goes on where it stopped" if place.saved else "or choose another output folder"
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise HostError(
-                f"no space left for {out}", str(error), "free some, or make it smaller: --short-side 256"
-            ) from error
-        raise HostError(f"{out} cannot be written", str(error), "choose another output folder") from error
+            smaller = "" if place.saved else "; --short-side 256 makes it smaller"
+            raise HostError(f"no space left for {out}", str(error), f"free some, {again}{smaller}") from error
+        raise HostError(f"{out} cannot be written", str(error), f"check the disk, {again}") from error
     return Corpus.open(out)
+
+
+def _prepare_in(
+    place: Workplace, source: Source, options: PrepareOptions, progress: Progress | None, say: Note
+) -> None:
+    """Prepare in the workplace, which stays only where the same command can go on in it."""
+    shaping = {name: value for name, value in _shaping_options(options).items() if name != "max_dropped"}
+    digest = fingerprint(source, shaping)
+    before = place.read() if options.resume == "auto" else None
+    if before is not None and before["fingerprint"] != digest:
+        say("an earlier run was cut off, but the source or the options are others now: starting anew")
+        before = None
+    if before is not None and place.published:
+        place.remove()
+        return
+    try:
+        check_output(place.out, options.overwrite)
+    except DataError:
+        if not place.saved:
+            place.remove()
+        raise
+    try:
+        if before is not None:
+            say(f"going on from record {before['read']:,}, where an earlier run was cut off")
+            try:
+                _Run(source, options, place, digest, progress).run(before)
+            except SourceChanged:
+                say("no: the source has changed since; starting anew")
+                before = None
+        if before is None:
+            place.restart()
+            _Run(source, options, place, digest, progress).run()
+    except BaseException as error:
+        if not (place.saved and isinstance(error, (KeyboardInterrupt, HostError, OSError, MemoryError))):
+            place.remove()
+        raise
+    place.publish()
 
 
 def _refuse_own_source(source: Source, out: Path) -> None:
@@ -137,9 +209,10 @@ class _Run:
     """One preparation: the loop, and what it counts."""
 
     def __init__(
-        self, source: Source, options: PrepareOptions, writer: CorpusWriter, progress: Callable[[int, int], None] | None
+        self, source: Source, options: PrepareOptions, place: Workplace, digest: str, progress: Progress | None
     ) -> None:
-        self.source, self.options, self.writer, self.progress = source, options, writer, progress
+        self.source, self.options, self.place, self.digest, self.progress = source, options, place, digest, progress
+        self.writer = CorpusBuilder(place.corpus)
         self.splits = SplitAssigner(source, options.split_lists, options.split_fractions, options.split)
         self.features = features_for(class_names=source.class_names, groups="group_column" in source.choices)
         self.rules = Rules(
@@ -153,29 +226,43 @@ class _Run:
         self.keys: set[int] = set()
         self.open: dict[str, SplitWriter] = {}
         self.read = self.resized = self.renamed = 0
+        self.start = Position()
+        self.ahead: deque[Position] = deque()  # of the items that are with the workers
+        self.point = 0  # records read at the last durable point
         self.stopped = False
         totals = [part.total for part in source.parts]
         self.total = 0 if None in totals or options.limit else sum(total or 0 for total in totals)
 
-    def run(self) -> None:
-        """Read, clean and write everything; fill the writer's info."""
-        self.log = DroppedLog(self.writer.folder / "dropped.parquet")
+    def run(self, before: Mapping[str, Any] | None = None) -> None:
+        """Read, clean and write everything.
+
+        Args:
+            before: the durable point to go on from.
+
+        Raises:
+            SourceChanged: what was read before is not what the source begins with.
+        """
+        self.log = DroppedLog(self.place.path / "dropped.arrow", before["log"] if before else None)
         try:
+            if before:
+                self._restore(before)
             self._loop()
             if not self.options.limit:
                 for item in self.splits.leftovers():
                     self.log.add(item)
             for item in self.splits.doubles:
                 self.log.add(item)
+            self._judge()
+            self._finish()
         finally:
-            self.log.close()
-        self._judge()
-        self._finish()
+            self.log.abort()
+            self.writer.abort()
 
     def _loop(self) -> None:
         work = partial(clean_all, rules=self.rules)
         workers = self.options.workers or usable_cores()
         for item, result in ordered_map(work, self._chunks(), workers, _crashed):
+            position = self.ahead.popleft()
             if isinstance(result, Dropped):
                 if not self._full(result.split):
                     self.read += 1
@@ -190,15 +277,51 @@ class _Run:
             if hopeless and self.read >= STOP_AFTER:
                 self.stopped = True
                 break
+            # Counted in records and bytes, never in seconds: so the batches that are written do not depend on the time.
+            if self.writer.full or self.read - self.point >= POINT_RECORDS:
+                self._save(position)
+        else:
+            self._save(Position(len(self.source.parts)))
         if self.progress:
             self.progress(self.read, max(self.read, self.total))
+
+    def _save(self, position: Position) -> None:
+        """Make a durable point: what was read up to the position is written, and on the disk."""
+        self.point = self.read
+        self.writer.flush()
+        self.log.flush()
+        self.writer.sync()
+        self.log.sync()
+        self.place.save(
+            {
+                "fingerprint": self.digest,
+                "position": dataclasses.astuple(position),
+                "splits": {name: writer.state() for name, writer in self.open.items()},
+                "log": self.log.state(),
+                **{name: getattr(self, name) for name in COUNTS},
+            }
+        )
+
+    def _restore(self, before: Mapping[str, Any]) -> None:
+        """Be where the run that made the durable point was."""
+        self.start = Position(*before["position"])
+        self.open = self.writer.restore(self.features, before["splits"])
+        for name in COUNTS:
+            setattr(self, name, type(getattr(self, name))(before[name]))
+        self.point = self.read
+        for split, writer in self.open.items():
+            self.keys.update(_digest(split, key) for key in writer.written_keys())
 
     def _chunks(self) -> Iterator[list[Candidate | Dropped]]:
         chunk: list[Candidate | Dropped] = []
         size = 0
-        for part in self.source.parts:
-            for item in self._items(part):
+        for number, part in enumerate(self.source.parts):
+            # Split lists must know which of their entries the source has, so all parts are read for them.
+            if number < self.start.part and not self.splits.lists:
+                continue
+            for position, item in self._items(number, part):
                 chunk.append(item)
+                self.ahead.append(position)
                 size += _weight(item)
                 if size >= CHUNK_BYTES:
                     yield chunk
@@ -206,21 +329,22 @@ class _Run:
         if chunk:
             yield chunk
 
-    def _items(self, part: Part) -> Iterator[Candidate | Dropped]:
+    def _items(self, number: int, part: Part) -> Iterator[tuple[Position, Candidate | Dropped]]:
         only = self.splits.only_split(part)
-        for item in part.records():
+        for position, item, fresh in unread(number, part, self.start):
             # Whether a split is full depends here on how far the workers are: that saves work, but `_keep` decides.
             if only and self._full(only):
                 return
             if isinstance(item, Candidate):
                 refused = self.splits.assign(item)
                 if refused:
-                    yield refused
+                    if fresh:
+                        yield position, refused
                     continue
             else:
                 item.split = only or (split_name(item.split) if item.split else "")
-            if not item.split or not self._full(item.split):
-                yield item
+            if fresh and (not item.split or not self._full(item.split)):
+                yield position, item
 
     def _full(self, split: str) -> bool:
         return self.options.limit is not None and self.rows[split] >= self.options.limit
@@ -313,10 +437,12 @@ class _Run:
             "resized": self.resized,
             "renamed_keys": self.renamed,
         }
+        self.log.close(self.writer.folder / "dropped.parquet")
         info["dropped"] = self.log.report(sum(self.rows.values()))
         info["options"] = _shaping_options(self.options)
         if self.source.class_names is not None:
             info["class_names"] = self.source.class_names
+        self.writer.finish()
 
 
 def _weight(item: Candidate | Dropped) -> int:
@@ -349,7 +475,7 @@ def _shaping_options(options: PrepareOptions) -> dict[str, Any]:
     given = {}
     for option in dataclasses.fields(options):
         value = getattr(options, option.name)
-        if option.name in {"workers", "overwrite"} or value == getattr(defaults, option.name):
+        if option.name in {"workers", "overwrite", "resume"} or value == getattr(defaults, option.name):
             continue
         if isinstance(value, Mapping):
             value = {name: str(entry) if isinstance(entry, Path) else entry for name, entry in value.items()}
