@@ -259,6 +259,31 @@ def test_split_lists_and_limits_hold_over_an_interruption(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("small_points")
+def test_repeated_captions_are_counted_over_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60):
+        put(tmp_path / "s" / f"{number:02d}.jpg", jpeg(number))
+        put(tmp_path / "s" / f"{number:02d}.txt", f"caption {number % 7}\nanother\nanother\nof its own {number}\n")
+    options = {"max_repeats": 5, "split_fractions": {"val": 0.3}}
+    expected, _ = run(tmp_path / "s", tmp_path / "whole", **options)
+    assert expected.info["dropped"]["captions"]["repeated-caption"] > 60
+    stop_after(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        run(tmp_path / "s", tmp_path / "c", **options)
+    found, said = run(tmp_path / "s", tmp_path / "c", **options)
+    assert said
+    assert tree(found.path) == tree(expected.path)
+
+
+@pytest.mark.usefixtures("small_points")
+def test_a_connection_that_is_lost_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pairs_folder(tmp_path / "s", 50)
+    stop_after(monkeypatch, 2, DataError("s3://b/x.tar cannot be read to its end", "timed out", "run it again"))
+    with pytest.raises(DataError, match="run it again"):
+        run(source, tmp_path / "c")
+    assert run(source, tmp_path / "c")[1] == ["going on from record 20, where an earlier run was cut off"]
+
+
+@pytest.mark.usefixtures("small_points")
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     source = pairs_folder(tmp_path / "s", 5)
     with Workplace(tmp_path / "c").locked(), pytest.raises(DataError, match="another process"):

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from softclip_cli import console
 from softclip_cli.console import guarded
 from softclip_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from softclip_cli.data.caption_rules import Range
 
 app = typer.Typer(
     name="data",
@@ -32,7 +35,8 @@ def prepare(
         typer.Argument(
             metavar="SRC",
             help="Where the images and captions are: a folder of x.jpg + x.txt, a CSV/TSV/JSON-lines/Parquet table, a "
-            "folder with Flickr8k.token.txt, a `datasets` or Parquet folder, class folders, or a Hub name (org/name).",
+            "folder with Flickr8k.token.txt, COCO or Karpathy JSON, WebDataset tars (a folder, 'x-{000..012}.tar', or an "
+            "address such as s3://...), a `datasets` or Parquet folder, class folders, or a Hub name (org/name).",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The corpus folder to make.")],
@@ -41,7 +45,8 @@ def prepare(
         typer.Option(
             "--format",
             metavar="F",
-            help="The form of SRC, instead of finding out: datasets, flickr, pairs, table, parquet, classes or hub.",
+            help="The form of SRC, instead of finding out: datasets, flickr, karpathy, coco, pairs, webdataset, table, "
+            "parquet, classes or hub.",
         ),
     ] = None,
     image_column: Annotated[
@@ -115,6 +120,54 @@ def prepare(
     ] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="At most so many records a split.", rich_help_panel=CLEANING)
+    ] = None,
+    min_side: Annotated[
+        int,
+        typer.Option(metavar="PX", help="Leave out images whose shorter side is smaller.", rich_help_panel=CLEANING),
+    ] = 8,
+    max_aspect: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Leave out images that are X times as long as wide; 0: none.", rich_help_panel=CLEANING
+        ),
+    ] = 20.0,
+    animated: Annotated[
+        str,
+        typer.Option(
+            metavar="first|drop",
+            help="Animated images: keep them for their first frame, or leave them out.",
+            rich_help_panel=CLEANING,
+        ),
+    ] = "first",
+    caption_characters: Annotated[
+        str,
+        typer.Option(
+            metavar="MIN:MAX", help="Leave out captions that are shorter or longer.", rich_help_panel=CLEANING
+        ),
+    ] = "1:10000",
+    caption_words: Annotated[
+        str,
+        typer.Option(
+            metavar="MIN:MAX",
+            help="The same in words, for languages with spaces: 3: or 3:60.",
+            rich_help_panel=CLEANING,
+        ),
+    ] = ":",
+    max_repeats: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The same caption on at most N images; from the others it is taken away. Left out: only counted.",
+            rich_help_panel=CLEANING,
+        ),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE",
+            help="Leave out captions that are clearly in another language than en, de, ... Repeatable.",
+            rich_help_panel=CLEANING,
+        ),
     ] = None,
     max_dropped: Annotated[
         float,
@@ -190,6 +243,13 @@ def prepare(
         quality=quality,
         limit=limit,
         workers=workers,
+        min_side=min_side,
+        max_aspect=max_aspect,
+        animated=animated,
+        caption_characters=_range_of("--caption-characters", caption_characters),
+        caption_words=_range_of("--caption-words", caption_words),
+        max_repeats=max_repeats,
+        languages=tuple(language or ()),
         max_dropped=max_dropped,
         overwrite=overwrite,
         resume=resume,
@@ -216,9 +276,13 @@ def _show_prepared(out: str, info: dict[str, Any]) -> None:
     if dropped["captions"]:
         console.out.print(f"dropped: single captions: {_counts(dropped['captions'])}")
     if dropped["left_out"]:
-        console.out.print(f"left out by choice: {_counts(dropped['left_out'])}")
+        console.out.print(f"left out by choice or rule: {_counts(dropped['left_out'])}")
     if dropped["records"] or dropped["captions"] or dropped["left_out"]:
         console.out.print(f"which and why: {out}/dropped.parquet")
+    if info["noted"]:
+        console.out.print(f"kept, but noted: {_counts({name: note['images'] for name, note in info['noted'].items()})}")
+    if info["repeats"]["texts"]:
+        console.out.print(_repeats(info["repeats"]))
     if info["counts"]["renamed_keys"]:
         console.out.print(f"keys that occurred before, now with #2, #3, ...: {info['counts']['renamed_keys']:,}")
     if info["counts"]["resized"]:
@@ -226,6 +290,14 @@ def _show_prepared(out: str, info: dict[str, Any]) -> None:
     if not info["counts"]["captions"]:
         console.out.print("no captions: good for evaluation; --caption-template makes captions from the class names")
     console.out.print(f"next: softclip data inspect {out}")
+
+
+def _repeats(repeats: dict[str, Any]) -> str:
+    most = repeats["most_frequent"][0]
+    return (
+        f"captions on more than {repeats['on_more_than']} images: {repeats['texts']:,} texts, {repeats['captions']:,} captions; "
+        f"the commonest, {most['images']:,} times: {most['caption'][:60]!r} (--max-repeats limits them)"
+    )
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -318,6 +390,15 @@ def _assignments(option: str, given: list[str]) -> list[tuple[str, str]]:
     if len(set(names)) < len(names):
         raise UsageError(f"{option} names a split twice", ", ".join(names), "give each split once")
     return pairs
+
+
+def _range_of(option: str, given: str) -> Range:
+    from softclip_cli.data.caption_rules import Range
+
+    try:
+        return Range.parse(given)
+    except ValueError as error:
+        raise UsageError(f"unusable {option} {given!r}", str(error), f"for example {option} 3:200") from None
 
 
 def _fractions(given: str | None) -> dict[str, float]:

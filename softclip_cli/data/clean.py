@@ -12,13 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from softclip_cli.data.caption_rules import Range, judge_caption
 from softclip_cli.data.decode import RESAMPLING, ImageError, open_header, open_image
-from softclip_cli.data.sources.base import Candidate, Dropped, open_text, printable
+from softclip_cli.data.image_rules import examine
+from softclip_cli.data.sources.base import (
+    CAPTION_KEYS,
+    MAX_CAPTION_FILE_BYTES,
+    MAX_IMAGE_BYTES,
+    Candidate,
+    Dropped,
+    open_text,
+    printable,
+)
 from softclip_cli.errors import DataError
-
-MAX_IMAGE_BYTES = 256 << 20
-MAX_CAPTION_FILE_BYTES = 4 << 20
-CAPTION_KEYS = ("caption", "captions", "text", "texts", "sentences", "title")
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ REASONS: dict[str, Reason] = {
     "unreadable-image": Reason("the image file cannot be read", "check its permissions"),
     "no-image": Reason("the record names no image", "check --image-column"),
     "image-is-a-url": Reason(
-        "the image is an address on the web", "download the images first, for example with img2dataset"
+        "the image is an address on the web", "download the images first: softclip data download LIST TARS"
     ),
     "empty-image": Reason("the image file is empty", "copy it again"),
     "not-an-image": Reason("the file is not an image of a kind that is read", "check --image-column"),
@@ -53,8 +59,10 @@ REASONS: dict[str, Reason] = {
     "crashed-decoder": Reason(
         "decoding the image killed the process", "the file is malicious, or needs too much memory"
     ),
-    "no-caption-file": Reason("the image has no caption file", "it needs a .txt of the same name"),
+    "no-caption-file": Reason("the image has no caption file", "it needs a .txt or .json of the same name"),
     "no-image-file": Reason("the caption file has no image", "it needs an image of the same name"),
+    "refused-member": Reason("a tar has a link, a device, or a path that leads out of it", "who made this tar?"),
+    "damaged-tar": Reason("a tar ends too early, or is damaged", "copy or download it again"),
     "unreadable-caption-file": Reason("the caption file cannot be read", "it should hold text, a caption a line"),
     "no-caption": Reason("no usable caption is left", "check --caption-column and --encoding"),
     "bad-row": Reason("the row cannot be read", "check quotes and delimiters, or convert the table to JSON lines"),
@@ -66,6 +74,17 @@ REASONS: dict[str, Reason] = {
         "several split lists name it: kept in the one for evaluation", "take it out of one list", of="choice"
     ),
     "not-in-a-split-list": Reason("no split list names it", "check --split-list", of="choice"),
+    "image-too-small": Reason("the image has too few pixels", "see --min-side", of="choice"),
+    "extreme-aspect": Reason("the image is a strip", "see --max-aspect", of="choice"),
+    "animated-image": Reason("the image moves", "--animated first keeps its first frame", of="choice"),
+    "captions-ruled-out": Reason(
+        "the rules for captions leave none", "see --caption-characters, --caption-words, --language", of="choice"
+    ),
+    "captions-repeated": Reason("all its captions stand on too many images", "see --max-repeats", of="choice"),
+    "caption-too-short": Reason("a caption is too short", of="caption"),
+    "caption-too-long": Reason("a caption is too long", of="caption"),
+    "caption-in-another-language": Reason("a caption is in another language", of="caption"),
+    "repeated-caption": Reason("a caption stands on too many images", of="caption"),
     "empty-caption": Reason("a caption is empty", of="caption"),
     "caption-not-text": Reason(
         "a caption is not valid text in its encoding",
@@ -73,6 +92,10 @@ REASONS: dict[str, Reason] = {
         of="caption",
     ),
 }
+
+CHARACTERS = Range(1, 10_000)  # a longer text is a document, and costs every epoch its tokenising
+ANY_NUMBER = Range()
+RULED_OUT = frozenset({"caption-too-short", "caption-too-long", "caption-in-another-language"})
 
 
 @dataclass(frozen=True)
@@ -84,12 +107,23 @@ class Rules:
         encoding: of caption files.
         short_side: images whose shorter side is longer than this are resized to it; None keeps all bytes as they are.
         quality: of the JPEGs that resizing makes.
+        min_side: images whose shorter side has fewer pixels are left out.
+        max_aspect: images whose sides differ by a larger factor are left out; 0 allows any.
+        animated: "first" keeps animated images for their first frame, "drop" leaves them out.
+        characters, words: how many a caption may have.
+        languages: captions that are clearly in none of these (ISO 639 codes) are left out; empty for any language.
     """
 
     needs_caption: bool = True
     encoding: str = "utf-8"
     short_side: int | None = None
     quality: int = 90
+    min_side: int = 8
+    max_aspect: float = 20.0
+    animated: str = "first"
+    characters: Range = CHARACTERS
+    words: Range = ANY_NUMBER
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -101,12 +135,14 @@ class Cleaned:
         image: new bytes; None means those of the candidate.
         resized: whether the image was made smaller.
         dropped: captions that were left out.
+        noted: what was kept but is worth a count, by the names in `image_rules.NOTES`.
     """
 
     captions: list[str]
     image: bytes | None = None
     resized: bool = False
     dropped: list[Dropped] = field(default_factory=list)
+    noted: list[str] = field(default_factory=list)
 
 
 def clean_all(items: Sequence[Candidate | Dropped], rules: Rules) -> list[Cleaned | Dropped]:
@@ -122,13 +158,15 @@ def clean(candidate: Candidate, rules: Rules) -> Cleaned | Dropped:
             why = (
                 "; ".join(sorted({f"{REASONS[item.reason].text}: {item.detail}" for item in dropped})) or "it has none"
             )
-            raise _Drop("no-caption", f"{printable(candidate.where)}: {why}")
+            ruled_out = any(item.reason in RULED_OUT for item in dropped)
+            raise _Drop("captions-ruled-out" if ruled_out else "no-caption", f"{printable(candidate.where)}: {why}")
         data = candidate.image if isinstance(candidate.image, bytes) else read_image(candidate.image)
+        noted = judge_image(data, candidate, rules)
         smaller = check_image(data, rules)
     except _Drop as drop:
         return Dropped(candidate.key, candidate.split or "", drop.reason, drop.detail)
     read = data if isinstance(candidate.image, Path) else None
-    return Cleaned(captions, smaller if smaller is not None else read, smaller is not None, dropped)
+    return Cleaned(captions, smaller if smaller is not None else read, smaller is not None, dropped, noted)
 
 
 class _Drop(Exception):
@@ -150,6 +188,18 @@ def read_image(path: Path) -> bytes:
         raise _Drop("missing-image", f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise _Drop("unreadable-image", f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def judge_image(data: bytes, candidate: Candidate, rules: Rules) -> list[str]:
+    """See whether a rule leaves the image out; returns what is worth a note."""
+    name = candidate.name or (candidate.image.name if isinstance(candidate.image, Path) else "")
+    try:
+        refused, noted = examine(data, name, rules.min_side, rules.max_aspect, rules.animated)
+    except ImageError as error:
+        raise _Drop(error.kind, error.why) from None
+    if refused:
+        raise _Drop(*refused)
+    return noted
 
 
 def check_image(data: bytes, rules: Rules) -> bytes | None:
@@ -182,7 +232,13 @@ def read_captions(candidate: Candidate, rules: Rules) -> tuple[list[str], list[D
             reason = "caption-not-text" if clean_text is None else "empty-caption"
             dropped.append(Dropped(candidate.key, candidate.split or "", reason, f"caption {number}: {problem}"))
         elif clean_text:
-            captions.append(clean_text)
+            refused = judge_caption(clean_text, rules.characters, rules.words, rules.languages)
+            if refused:
+                dropped.append(
+                    Dropped(candidate.key, candidate.split or "", refused[0], f"caption {number}: {refused[1]}")
+                )
+            else:
+                captions.append(clean_text)
     return captions, dropped
 
 

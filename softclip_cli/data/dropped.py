@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +125,31 @@ class DroppedLog:
     def abort(self) -> None:
         """Let go of the file."""
         self._stream.abandon()
+
+
+class Noted:
+    """Counts what was kept but is worth a note, with the first examples.
+
+    Args:
+        state: what `state` gave, to go on from there.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self.counts: Counter[str] = Counter(state["counts"] if state else {})
+        self.examples: dict[str, list[str]] = dict(state["examples"]) if state else {}
+
+    def state(self) -> dict[str, Any]:
+        """The counts and examples, as JSON has them."""
+        return {"counts": self.counts, "examples": self.examples}
+
+    def add(self, key: str, names: Sequence[str]) -> None:
+        """Count the notes of one record."""
+        for name in names:
+            self.counts[name] += 1
+            shown = self.examples.setdefault(name, [])
+            if len(shown) < EXAMPLES:
+                shown.append(key)
+
+    def report(self) -> dict[str, Any]:
+        """What corpus.json says."""
+        return {name: {"images": count, "such_as": self.examples[name]} for name, count in self.counts.most_common()}

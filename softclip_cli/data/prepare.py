@@ -20,9 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from softclip_cli.data.caption_journal import CaptionJournal
+from softclip_cli.data.caption_rules import CaptionCounter, Range, check_languages
 from softclip_cli.data.clean import Cleaned, Rules, clean_all
 from softclip_cli.data.corpus import Corpus, CorpusBuilder, Record, check_output, features_for
-from softclip_cli.data.dropped import DroppedLog
+from softclip_cli.data.dropped import DroppedLog, Noted
 from softclip_cli.data.ordered_map import ordered_map, usable_cores
 from softclip_cli.data.position import Position, SourceChanged, fingerprint, unread
 from softclip_cli.data.sources import open_source
@@ -54,6 +56,8 @@ class PrepareOptions(SourceOptions):
         quality: of those JPEGs.
         limit: at most so many records a split.
         workers: processes; by default one a core. The result does not depend on it.
+        min_side, max_aspect, animated, caption_characters, caption_words, languages: as in `clean.Rules`.
+        max_repeats: the same caption stands on at most so many images; later ones lose it. None for any number.
         max_dropped: the share of broken records from which on preparing fails.
         overwrite: replace a corpus that is there.
         resume: "auto" goes on where an earlier run of the same source and options was cut off, "never" starts anew.
@@ -69,6 +73,13 @@ class PrepareOptions(SourceOptions):
     quality: int = 90
     limit: int | None = None
     workers: int | None = None
+    min_side: int = Rules.min_side
+    max_aspect: float = Rules.max_aspect
+    animated: str = Rules.animated
+    caption_characters: Range = Rules.characters
+    caption_words: Range = Rules.words
+    languages: tuple[str, ...] = ()
+    max_repeats: int | None = None
     max_dropped: float = 0.05
     overwrite: bool = False
     resume: str = "auto"
@@ -85,6 +96,14 @@ class PrepareOptions(SourceOptions):
             problems.append(f"--workers {self.workers}: must be at least 1")
         if self.resume not in ("auto", "never"):
             problems.append(f"--resume {self.resume}: auto or never")
+        if self.min_side < 0:
+            problems.append(f"--min-side {self.min_side}: must not be negative")
+        if self.max_aspect and not self.max_aspect >= 1:
+            problems.append(f"--max-aspect {self.max_aspect:g}: at least 1, or 0 for any")
+        if self.animated not in ("first", "drop"):
+            problems.append(f"--animated {self.animated}: first or drop")
+        if self.max_repeats is not None and self.max_repeats < 1:
+            problems.append(f"--max-repeats {self.max_repeats}: must be at least 1")
         if not 0 <= self.max_dropped <= 1:
             problems.append(f"--max-dropped {self.max_dropped}: a share from 0 to 1")
         if not all(0 < share < 1 for share in self.split_fractions.values()) or sum(self.split_fractions.values()) >= 1:
@@ -193,10 +212,15 @@ def _prepare_in(
             place.restart()
             _Run(source, options, place, digest, progress).run()
     except BaseException as error:
-        if not (place.saved and isinstance(error, (KeyboardInterrupt, HostError, OSError, MemoryError))):
+        # A full disk or a lost connection is no reason to begin from the start. A verdict on the data is final.
+        if isinstance(error, _Unusable) or not place.saved:
             place.remove()
         raise
     place.publish()
+
+
+class _Unusable(DataError):
+    """The records of the source were read, and cannot be made a corpus of."""
 
 
 def _refuse_own_source(source: Source, out: Path) -> None:
@@ -220,7 +244,16 @@ class _Run:
             encoding=options.encoding,
             short_side=options.short_side,
             quality=options.quality,
+            min_side=options.min_side,
+            max_aspect=options.max_aspect,
+            animated=options.animated,
+            characters=options.caption_characters,
+            words=options.caption_words,
+            languages=options.languages,
         )
+        check_languages(options.languages)
+        self.repeats = CaptionCounter(options.max_repeats)
+        self.noted = Noted()
         self.rows: Counter[str] = Counter()
         self.captions: Counter[str] = Counter()
         self.keys: set[int] = set()
@@ -243,6 +276,7 @@ class _Run:
             SourceChanged: what was read before is not what the source begins with.
         """
         self.log = DroppedLog(self.place.path / "dropped.arrow", before["log"] if before else None)
+        self.counted = CaptionJournal(self.place.path / "captions.arrow", before["counted"] if before else 0)
         try:
             if before:
                 self._restore(before)
@@ -256,6 +290,7 @@ class _Run:
             self._finish()
         finally:
             self.log.abort()
+            self.counted.abort()
             self.writer.abort()
 
     def _loop(self) -> None:
@@ -288,16 +323,17 @@ class _Run:
     def _save(self, position: Position) -> None:
         """Make a durable point: what was read up to the position is written, and on the disk."""
         self.point = self.read
-        self.writer.flush()
-        self.log.flush()
-        self.writer.sync()
-        self.log.sync()
+        for store in (self.writer, self.log, self.counted):
+            store.flush()
+            store.sync()
         self.place.save(
             {
                 "fingerprint": self.digest,
                 "position": dataclasses.astuple(position),
                 "splits": {name: writer.state() for name, writer in self.open.items()},
                 "log": self.log.state(),
+                "counted": self.counted.length,
+                "noted": self.noted.state(),
                 **{name: getattr(self, name) for name in COUNTS},
             }
         )
@@ -308,6 +344,8 @@ class _Run:
         self.open = self.writer.restore(self.features, before["splits"])
         for name in COUNTS:
             setattr(self, name, type(getattr(self, name))(before[name]))
+        self.noted = Noted(before["noted"])
+        self.repeats.count_again(self.counted.captions())
         self.point = self.read
         for split, writer in self.open.items():
             self.keys.update(_digest(split, key) for key in writer.written_keys())
@@ -356,7 +394,14 @@ class _Run:
         self.read += 1
         for caption in result.dropped:
             self.log.add(caption)
-        captions = result.captions
+        captions, repeated = self.repeats.keep(result.captions)
+        self.counted.add(captions)
+        for text in repeated:
+            detail = f"on {self.options.max_repeats:,} images already: {text[:80]!r}"
+            self.log.add(Dropped(item.key, split, "repeated-caption", detail))
+        if repeated and not captions and self.rules.needs_caption:
+            self.log.add(Dropped(item.key, split, "captions-repeated", f"{item.where}: no other caption"))
+            return
         if not captions and item.label is not None and self.source.class_names is not None:
             name = self.source.class_names[item.label].replace("_", " ")
             captions = [template.replace("{}", name) for template in self.options.caption_templates]
@@ -372,6 +417,7 @@ class _Run:
         self.rows[split] += 1
         self.captions[split] += len(captions)
         self.resized += result.resized
+        self.noted.add(record.key, result.noted)
 
     def _unique(self, split: str, key: str) -> str:
         """The key, with #2, #3, ... where the split has it already."""
@@ -388,7 +434,7 @@ class _Run:
     def _split_writer(self, split: str) -> SplitWriter:
         if split not in self.open:
             if len(self.open) >= MAX_SPLITS:
-                raise DataError(
+                raise _Unusable(
                     f"{self.source.path} has more than {MAX_SPLITS} splits",
                     "such as " + ", ".join(list(self.open)[:5]),
                     "is the column of the splits the right one? choose another --split-column",
@@ -401,13 +447,13 @@ class _Run:
         share = self.log.share(kept)
         if kept == 0 and not self.stopped:
             why = self.log.explain() or self.log.explain("choice") or "it has no records"
-            raise DataError(
+            raise _Unusable(
                 f"no usable record in {self.source.path}", why, self.log.hint() or "check the path and the options"
             )
         if share > self.options.max_dropped:
             # A run that stopped early has not seen all that is broken.
             seen, limit = ("the first ", 1.0) if self.stopped else ("", _round_up(share))
-            raise DataError(
+            raise _Unusable(
                 f"{self.log.broken:,} of {seen}{kept + self.log.broken:,} records ({share:.1%}) of {self.source.path} "
                 f"cannot be used, more than --max-dropped allows ({self.options.max_dropped:.1%})",
                 self.log.explain(),
@@ -439,6 +485,8 @@ class _Run:
         }
         self.log.close(self.writer.folder / "dropped.parquet")
         info["dropped"] = self.log.report(sum(self.rows.values()))
+        info["noted"] = self.noted.report()
+        info["repeats"] = self.repeats.report()
         info["options"] = _shaping_options(self.options)
         if self.source.class_names is not None:
             info["class_names"] = self.source.class_names
@@ -479,5 +527,5 @@ def _shaping_options(options: PrepareOptions) -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             value = {name: str(entry) if isinstance(entry, Path) else entry for name, entry in value.items()}
-        given[option.name] = str(value) if isinstance(value, Path) else value
+        given[option.name] = str(value) if isinstance(value, (Path, Range)) else value
     return given

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from softclip_cli.data.sources import classes, flickr, hub, pairs, parquet, tables
+from softclip_cli.data.sources import classes, coco, flickr, hub, karpathy, pairs, parquet, tables, webdataset
 from softclip_cli.data.sources.base import Source, SourceOptions
+from softclip_cli.data.sources.places import is_address, is_pattern, shown
 from softclip_cli.errors import DataError, UsageError, nearest
 
 COLUMN_OPTIONS = frozenset(
@@ -44,8 +45,26 @@ SOURCES: dict[str, SourceKind] = {
         flickr.open_source,
         frozenset({"image_root", "encoding"}),
     ),
+    "karpathy": SourceKind(
+        "dataset_coco.json, dataset_flickr8k.json or dataset_flickr30k.json",
+        karpathy.detect,
+        karpathy.open_source,
+        frozenset({"image_root"}),
+    ),
+    "coco": SourceKind(
+        "captions_val2017.json, or annotations/ with such files beside the image folders",
+        coco.detect,
+        coco.open_source,
+        frozenset({"image_root"}),
+    ),
     "pairs": SourceKind(
         "a folder of x.jpg with x.txt or x.json", pairs.detect, pairs.open_source, frozenset({"encoding"})
+    ),
+    "webdataset": SourceKind(
+        "tars of x.jpg with x.txt, x.json or x.cls",
+        webdataset.detect,
+        webdataset.open_source,
+        frozenset({"caption_columns", "class_names", "encoding"}),
     ),
     "table": SourceKind(
         "a .csv, .tsv, .jsonl or .parquet table", tables.detect, tables.open_source, COLUMN_OPTIONS | {"encoding"}
@@ -61,6 +80,8 @@ SOURCES: dict[str, SourceKind] = {
     ),
     "hub": SourceKind("the name of a dataset on the Hub, org/name", hub.detect_hub, hub.open_hub, COLUMN_OPTIONS),
 }
+# What can also be a pattern of files or an fsspec address.
+ANYWHERE = ("webdataset", "parquet")
 FOR_ALL = frozenset({"format", "split_lists"})
 
 
@@ -86,9 +107,12 @@ def _kind(source: str, wanted: str | None) -> tuple[str, str]:
             raise UsageError(
                 f"unknown format {wanted!r}", "known: " + ", ".join(SOURCES), nearest(wanted, SOURCES) or "leave it out"
             )
-        if wanted != "hub" and not Path(source).exists():
+        anywhere = is_address(source) or is_pattern(source)
+        if wanted != "hub" and not (anywhere and wanted in ANYWHERE) and not Path(source).exists():
             raise _missing(source)
         return wanted, "asked for by --format"
+    if is_address(source) or is_pattern(source):
+        return _kind_anywhere(source)
     for name, kind in SOURCES.items():
         try:
             reason = kind.detect(source)
@@ -103,6 +127,18 @@ def _kind(source: str, wanted: str | None) -> tuple[str, str]:
         raise DataError(f"{source} is an empty folder", hint="check the path")
     layouts = "; ".join(f"{kind.layout} ({name})" for name, kind in SOURCES.items())
     raise DataError(f"{source} is in no form that softclip knows", _what_is_there(path), f"accepted: {layouts}")
+
+
+def _kind_anywhere(source: str) -> tuple[str, str]:
+    for name in ANYWHERE:
+        reason = SOURCES[name].detect(source)
+        if reason:
+            return name, reason
+    raise DataError(
+        f"no tars and no Parquet files at {shown(source)}",
+        "patterns and addresses are taken for these two forms only",
+        "check the pattern, or copy the data here",
+    )
 
 
 def _missing(source: str) -> DataError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softclip_cli.data.sources.places import file_name, open_binary, shown
 from softclip_cli.data.sources.readers import BadRow, Reader, Row
 from softclip_cli.errors import DataError
 
@@ -32,7 +33,7 @@ class ArrowReader(Reader):
         """Yield the rows; the number is the row's, from 1."""
         number = 0
         for batch in self.batches(list(dict.fromkeys(columns))):
-            lists = {name: batch.column(name).to_pylist() for name in set(columns)}
+            lists = {name: _to_list(batch.column(name)) for name in set(columns)}
             for values in zip(*(lists[name] for name in columns), strict=True):
                 number += 1
                 yield Row(number, values)
@@ -72,18 +73,18 @@ class ParquetReader(ArrowReader):
     """One Parquet file.
 
     Args:
-        path: the file.
+        path: the file, or its fsspec address.
         features: Hugging Face features known from elsewhere (the dataset card), for files that carry none.
 
     Raises:
         DataError: the file is not Parquet or is damaged.
     """
 
-    def __init__(self, path: Path, features: datasets.Features | None = None) -> None:
+    def __init__(self, path: Path | str, features: datasets.Features | None = None) -> None:
         self.path = path
         with self._open() as file:
             schema, self.total = file.schema_arrow, file.metadata.num_rows
-        super().__init__(path.name, schema, _features_of(schema) or features)
+        super().__init__(file_name(str(path)), schema, _features_of(schema) or features)
 
     def _open(self) -> Any:
         import pyarrow as pa
@@ -91,10 +92,11 @@ class ParquetReader(ArrowReader):
 
         try:
             # A buffer and no pre-reading: column chunks stream, so that row groups of any size fit in memory.
-            return pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
+            place = open_binary(self.path) if isinstance(self.path, str) else self.path
+            return pq.ParquetFile(place, buffer_size=1 << 20, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{self.path} is not a readable Parquet file", str(error), "fetch or write it again"
+                f"{shown(str(self.path))} is not a readable Parquet file", str(error), "fetch or write it again"
             ) from error
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
@@ -105,7 +107,7 @@ class ParquetReader(ArrowReader):
             try:
                 yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False)
             except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{self.path} is damaged", str(error), "fetch or write it again") from error
+                raise DataError(f"{shown(str(self.path))} is damaged", str(error), "fetch or write it again") from error
 
 
 class DatasetReader(ArrowReader):
@@ -129,6 +131,31 @@ class DatasetReader(ArrowReader):
             yield from self.dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BATCH_ROWS)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.name} is damaged", str(error), "save the dataset again") from error
+
+
+def _to_list(column: Any) -> list[Any]:
+    """The values of an Arrow column; text that is not valid UTF-8 (Parquet does not check it) has surrogate escapes."""
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        kind = column.type
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return [None if cell.values is None else _to_list(cell.values) for cell in _scalars(column)]
+        if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+            raise DataError(
+                "text that is not valid UTF-8 in a column of structures", str(kind), "write it again"
+            ) from None
+        wide = pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+        return [
+            None if data is None else data.decode("utf-8", "surrogateescape") for data in column.cast(wide).to_pylist()
+        ]
+
+
+def _scalars(column: Any) -> Iterator[Any]:
+    for place in range(len(column)):
+        yield column[place]
 
 
 def _features_of(schema: pa.Schema) -> datasets.Features | None:

@@ -16,6 +16,16 @@ from typing import IO, Any
 
 from softclip_cli.errors import DataError, UsageError
 
+MAX_IMAGE_BYTES = 256 << 20
+MAX_CAPTION_FILE_BYTES = 4 << 20
+CAPTION_KEYS = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "sentences",
+    "title",
+)  # where JSON beside an image has its captions
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -41,6 +51,7 @@ class Candidate:
         label: index into the source's class names.
         group: records that share a group are positives of each other.
         where: the place in the source, such as "captions.csv row 12", for messages.
+        name: the image's file name, where bytes have one.
     """
 
     key: str
@@ -50,6 +61,7 @@ class Candidate:
     label: int | None = None
     group: str | None = None
     where: str = ""
+    name: str = ""
 
 
 @dataclass(slots=True)

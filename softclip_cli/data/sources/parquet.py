@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
 from softclip_cli.data.sources.arrow_readers import ParquetReader
 from softclip_cli.data.sources.base import SPLIT_NAMES, Source, SourceOptions, split_name
+from softclip_cli.data.sources.places import expand, file_name, is_address, is_pattern, shown
 from softclip_cli.data.sources.tables import table_source
 from softclip_cli.data.sources.walk import walk
 from softclip_cli.errors import DataError
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
     import datasets
 
 SHARD = re.compile(r"(?P<split>\w[\w.]*?)-\d+-of-\d+(-[0-9a-f]+)?")
+SUFFIXES = (".parquet", ".pq")
 WORD = re.compile(r"[A-Za-z]+")
 
 
 def detect(source: str) -> str | None:
-    """Recognise a folder that holds Parquet files, or one file of a sharded set."""
+    """Recognise a folder that holds Parquet files, or a pattern or address of such files."""
+    if is_address(source) or is_pattern(source):
+        places = expand(source, SUFFIXES)
+        count = f"{len(places)} file{'s' * (len(places) > 1)}"
+        return f"Parquet: {count}, such as {file_name(places[0])}" if places else None
     root = Path(source)
     if not root.is_dir():
         return None
@@ -43,6 +49,8 @@ def open_source(source: str, options: SourceOptions, reason: str) -> Source:
         DataError: no Parquet file, a damaged one, or several configurations.
         UsageError: a column that does not exist, or none found.
     """
+    if is_address(source) or is_pattern(source):
+        return _open_places(source, options, reason)
     root = Path(source)
     files = _files(root)
     if not files:
@@ -67,13 +75,22 @@ def open_source(source: str, options: SourceOptions, reason: str) -> Source:
     return table_source("parquet", source, reason, tables, options, root)
 
 
+def _open_places(source: str, options: SourceOptions, reason: str) -> Source:
+    """Open the Parquet files that a pattern or an fsspec address names; splits come from their names."""
+    places = expand(source, SUFFIXES)
+    if not places:
+        raise DataError(f"no Parquet files at {shown(source)}", hint="check the pattern or the address")
+    tables = [(_split(PurePosixPath(shown(place))), ParquetReader(place)) for place in places]
+    return table_source("parquet", shown(source), reason, tables, options, Path())
+
+
 def _usual(name: str) -> str | None:
     """The split that a name starts with, if it is a usual one: `train`, `train_0`, `validation-images`."""
     word = WORD.match(name)
     return SPLIT_NAMES.get(word.group().lower()) if word else None
 
 
-def _split(file: Path) -> str | None:
+def _split(file: PurePath) -> str | None:
     shard = SHARD.fullmatch(file.stem)
     if shard:
         return split_name(shard["split"])

@@ -248,7 +248,7 @@ class _Rows:
                 return Dropped(key, split or "", "no-label", f"{where} has neither label nor caption")
         group = values.get(self.columns.group or "")
         group = None if group in (None, "") else printable(str(group))
-        return Candidate(key, image, captions, split, label, group, where)
+        return Candidate(key, image, captions, split, label, group, where, name)
 
     def _split(self, value: Any) -> str | None:
         if value is None or not str(value).strip():
