@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from softclip_cli.data.batches import Batch, group_ids, local_rows
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.sampler import EpochSampler, generator
+from softclip_cli.data.sharded.corpus import ShardedCorpus
 from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.embed import EmbedOptions, embed_images, evaluating
 from softclip_cli.evaluation.images import ArrowImages, digest
@@ -44,7 +46,7 @@ class FeatureStore:
 
 def trunk_features(
     model: Model,
-    corpus: Corpus,
+    corpus: Corpus | ShardedCorpus,
     split: str,
     data: datasets.Dataset,
     *,
@@ -59,7 +61,7 @@ def trunk_features(
     images = embed_images(
         model,
         ArrowImages(data, f"{corpus.fingerprint}/{split}"),
-        name=corpus.path.name,
+        name=Path(corpus.path).name,
         features="trunk",
         options=options,
         progress=lambda done, total: report("image features", done, total),

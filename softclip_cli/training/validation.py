@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from softclip_cli.data.corpus import Corpus
+from softclip_cli.data.sharded.corpus import ShardedCorpus
 from softclip_cli.evaluation.embed import EmbedOptions, embed_images, embed_texts, evaluating
 from softclip_cli.evaluation.retrieval import retrieval_metrics
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder
@@ -46,7 +47,7 @@ class Validator:
     def open(
         cls,
         model: Model,
-        corpus: Corpus,
+        corpus: Corpus | ShardedCorpus,
         split: str,
         limit: int,
         options: EmbedOptions,
