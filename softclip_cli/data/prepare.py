@@ -27,6 +27,7 @@ from softclip_cli.data.corpus import Corpus, CorpusBuilder, Record, check_output
 from softclip_cli.data.dropped import DroppedLog, Noted
 from softclip_cli.data.ordered_map import ordered_map, usable_cores
 from softclip_cli.data.position import Position, SourceChanged, fingerprint, unread
+from softclip_cli.data.ray_map import ray_ordered_map
 from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
 from softclip_cli.data.split_writer import SplitWriter
@@ -40,6 +41,7 @@ CHUNK_ITEMS = 256
 POINT_RECORDS = 8192  # a durable point at least every so many records
 MAX_SPLITS = 64
 STOP_AFTER = 500  # records to see before giving up, so that the error can name more than the first trouble
+ENGINES = ("local", "ray")
 COUNTS = ("rows", "captions", "read", "resized", "renamed")
 SPLIT_ORDER = ("train", "val", "test")  # the others follow in the order in which they appear
 
@@ -56,6 +58,7 @@ class PrepareOptions(SourceOptions):
         quality: of those JPEGs.
         limit: at most so many records a split.
         workers: processes; by default one a core. The result does not depend on it.
+        engine: "local" cleans in processes of this machine, "ray" on a Ray cluster. The result does not depend on it.
         min_side, max_aspect, animated, caption_characters, caption_words, languages: as in `clean.Rules`.
         max_repeats: the same caption stands on at most so many images; later ones lose it. None for any number.
         max_dropped: the share of broken records from which on preparing fails.
@@ -73,6 +76,7 @@ class PrepareOptions(SourceOptions):
     quality: int = 90
     limit: int | None = None
     workers: int | None = None
+    engine: str = "local"
     min_side: int = Rules.min_side
     max_aspect: float = Rules.max_aspect
     animated: str = Rules.animated
@@ -94,6 +98,8 @@ class PrepareOptions(SourceOptions):
             problems.append(f"--limit {self.limit}: must be at least 1")
         if self.workers is not None and self.workers < 1:
             problems.append(f"--workers {self.workers}: must be at least 1")
+        if self.engine not in ENGINES:
+            problems.append(f"--engine {self.engine}: {' or '.join(ENGINES)}")
         if self.resume not in ("auto", "never"):
             problems.append(f"--resume {self.resume}: auto or never")
         if self.min_side < 0:
@@ -294,9 +300,7 @@ class _Run:
             self.writer.abort()
 
     def _loop(self) -> None:
-        work = partial(clean_all, rules=self.rules)
-        workers = self.options.workers or usable_cores()
-        for item, result in ordered_map(work, self._chunks(), workers, _crashed):
+        for item, result in self._cleaned():
             position = self.ahead.popleft()
             if isinstance(result, Dropped):
                 if not self._full(result.split):
@@ -319,6 +323,12 @@ class _Run:
             self._save(Position(len(self.source.parts)))
         if self.progress:
             self.progress(self.read, max(self.read, self.total))
+
+    def _cleaned(self) -> Iterator[tuple[Candidate | Dropped, Cleaned | Dropped]]:
+        work = partial(clean_all, rules=self.rules)
+        if self.options.engine == "ray":
+            return ray_ordered_map(work, self._chunks(), self.options.workers, _crashed)
+        return ordered_map(work, self._chunks(), self.options.workers or usable_cores(), _crashed)
 
     def _save(self, position: Position) -> None:
         """Make a durable point: what was read up to the position is written, and on the disk."""
@@ -523,7 +533,7 @@ def _shaping_options(options: PrepareOptions) -> dict[str, Any]:
     given = {}
     for option in dataclasses.fields(options):
         value = getattr(options, option.name)
-        if option.name in {"workers", "overwrite", "resume"} or value == getattr(defaults, option.name):
+        if option.name in {"workers", "engine", "overwrite", "resume"} or value == getattr(defaults, option.name):
             continue
         if isinstance(value, Mapping):
             value = {name: str(entry) if isinstance(entry, Path) else entry for name, entry in value.items()}
