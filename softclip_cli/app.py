@@ -9,6 +9,8 @@ import typer
 from softclip_cli import __version__
 from softclip_cli.commands import (
     data,
+    data_download,
+    data_export,
     datasets,
     demo,
     doctor,
@@ -55,6 +57,8 @@ app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)
 app.command()(retrieve.retrieve)
 app.add_typer(data.app, name="data")
+data.app.command()(data_download.download)
+data.app.command()(data_export.export)
 data.app.command()(generate.generate)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")

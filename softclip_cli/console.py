@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def note(text: str) -> None:
@@ -74,10 +75,33 @@ def progress() -> Progress:
     )
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items` under a progress bar."""
+@contextlib.contextmanager
+def counting(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A counter on stderr to report (done, total) to: a bar on a terminal, elsewhere a plain line now and then."""
+    spoken = PlainCounter()
     with progress() as bar:
-        yield from bar.track(items, total=total, description=description)
+        task = bar.add_task(description, total=None)
+
+        def count(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total or None)
+            if bar.disable:
+                spoken(description, done, total)
+
+        yield count
+
+
+class PlainCounter:
+    """Progress for logs: a line every half minute, so that a long wait is no silence and a log no flood."""
+
+    def __init__(self) -> None:
+        self._spoke = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Say how far `what` is, if it is time."""
+        now = time.monotonic()
+        if now - self._spoke >= SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            note(f"{what}: {done:,} of {total:,}" if total else f"{what}: {done:,}")
 
 
 def fail(error: SoftclipError) -> None:

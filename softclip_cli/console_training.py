@@ -28,6 +28,7 @@ class TrainingView:
         )
         self.tasks: dict[str, Any] = {}
         self.said: set[str] = set()
+        self.plain = console.PlainCounter()
 
     def __enter__(self) -> TrainingView:
         if self.live and not self.quiet:
@@ -63,9 +64,13 @@ class TrainingView:
 
     def _progress(self, facts: dict[str, Any]) -> None:
         self._bar(facts["what"], facts["done"], facts["total"])
-        if not self.live and facts["done"] == facts["total"] and facts["what"] not in self.said:
+        if self.live:
+            return
+        if facts["done"] == facts["total"] and facts["what"] not in self.said:
             self.said.add(facts["what"])
             self._say(f"{facts['what']}: {facts['total']} done")
+        else:
+            self.plain(facts["what"], facts["done"], facts["total"])
 
     def _start(self, facts: dict[str, Any]) -> None:
         self.total = facts["steps"]
@@ -81,8 +86,8 @@ class TrainingView:
             f"loss {facts['loss']:.3f} (chance {facts['chance']:.2f})  lr {facts['lr']:.1e}  scale {facts['logit_scale']:.1f}  "
             f"{facts['samples_per_second']:.0f} pairs/s  data wait {facts['data_wait']:.0%}"
         )
-        if "soft_rows" in facts:
-            text += f"  soft rows {facts['soft_rows']:.0%}"
+        if facts.get("soft_share"):
+            text += f"  soft rows {facts['soft_share']:.0%}"
         self._bar(self.objective, facts["step"], self.total, text)
         if not self.live:
             self._say(f"step {facts['step']}/{self.total}  {text}")

@@ -12,7 +12,7 @@ import pytest
 from prepare_samples import image_bytes, jpeg, put
 from typer.testing import CliRunner
 
-from softclip_cli.commands.data import app
+from softclip_cli.app import app
 from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, features_for
 from softclip_cli.data.export import export
 from softclip_cli.data.export import parquet as parquet_module
@@ -208,7 +208,7 @@ def test_the_output_is_protected(corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_made_and_how_to_go_on(corpus: Corpus, tmp_path: Path) -> None:
-    arguments = ["export", str(corpus.path), str(tmp_path / "o"), "--to", "webdataset"]
+    arguments = ["data", "export", str(corpus.path), str(tmp_path / "o"), "--to", "webdataset"]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "images of kinds that open_clip does not read, now PNG: 12" in result.stdout

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepare_samples import image_bytes, jpeg, pairs_folder, put
+from tar_samples import member, put_tar
 
 from softclip_cli.data.sources import SOURCES, open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Source, SourceOptions, split_name
@@ -388,6 +389,16 @@ def test_negative_labels_mean_none(tmp_path: Path) -> None:
     assert records(tmp_path / "t.parquet", label_column="label", class_names=("a",))[0].label is None
 
 
+def test_text_that_is_not_utf8_in_parquet_spoils_only_its_caption(tmp_path: Path) -> None:
+    raw = pa.array([b"fine", b"caf\xe9", None], pa.binary())
+    text = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2], raw.buffers()[0], raw.null_count)
+    lists = pa.ListArray.from_arrays([0, 2, 2, 3], text)
+    pq.write_table(pa.table({"image": [jpeg(n) for n in range(3)], "caption": text}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [jpeg(n) for n in range(3)], "captions": lists}), tmp_path / "b.parquet")
+    assert [item.captions for item in records(tmp_path / "a.parquet")] == [["fine"], ["caf\udce9"], []]
+    assert [item.captions for item in records(tmp_path / "b.parquet")] == [["fine", "caf\udce9"], [], []]
+
+
 def test_damaged_parquet_is_a_data_error(tmp_path: Path) -> None:
     put(tmp_path / "t.parquet", b"PAR1 not really")
     with pytest.raises(DataError, match="not a readable Parquet file"):
@@ -485,12 +496,18 @@ def test_kaggle_form_of_flickr30k(tmp_path: Path) -> None:
 
 # Detection
 
+COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}
+KARPATHY = {"images": [{"filename": "a.jpg", "split": "val", "sentences": [{"raw": "x"}]}]}
+
 
 def test_every_kind_is_detected_by_no_other_before_it(tmp_path: Path) -> None:
     put(flickr_folder(tmp_path / "flickr") / "Flickr8k.token.txt", TOKENS)
     pairs_folder(tmp_path / "pairs")
     put(tmp_path / "pairs" / "stats.csv", "a,b\n1,2\n")
     put(tmp_path / "table" / "t.csv", "image,caption\na.jpg,x\n")
+    put(tmp_path / "coco" / "annotations" / "captions_val.json", json.dumps(COCO))
+    put(tmp_path / "karpathy" / "dataset_coco.json", json.dumps(KARPATHY))
+    put_tar(tmp_path / "webdataset" / "0.tar", [member("a.jpg", jpeg()), member("a.txt", "x")])
     pq.write_table(pa.table(hub_table(1)), put(tmp_path / "parquet" / "train.parquet", ""))
     images(tmp_path / "classes", "a/1.jpg", "b/1.jpg")
     datasets.Dataset.from_dict(hub_table(1), features=FEATURES).save_to_disk(tmp_path / "datasets")

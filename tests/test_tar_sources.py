@@ -22,6 +22,7 @@ from softclip_cli.data.prepare import PrepareOptions, prepare
 from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Source, SourceOptions
 from softclip_cli.data.sources.places import braces, expand, natural, shown
+from softclip_cli.data.sources.tar_samples import TarSample, read_samples
 from softclip_cli.data.sources.tar_stream import TarDamage, read_tar
 from softclip_cli.errors import DataError, HostError, UsageError
 
@@ -164,6 +165,13 @@ def test_repeated_keys_are_samples_of_their_own(tmp_path: Path) -> None:
     corpus = prepare(tmp_path, tmp_path / "out" / "c", PrepareOptions(workers=1))
     assert [(row["key"], row["captions"]) for row in rows(corpus)] == [("a", ["x"]), ("a#2", ["y"]), ("a#3", ["z"])]
     assert corpus.info["counts"]["renamed_keys"] == 2
+
+
+def test_a_key_that_never_ends_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softclip_cli.data.sources.tar_samples.MAX_SAMPLE_MEMBERS", 10)
+    path = put_tar(tmp_path / "x.tar", [member(f"a.{n}.jpg", jpeg(n)) for n in range(25)] + [member("a.txt", "x")])
+    sizes = [len(sample.images) for sample in read_samples(str(path)) if isinstance(sample, TarSample)]
+    assert sizes == [10, 10, 5]
 
 
 def test_a_tar_that_ends_early_costs_its_end_only(tmp_path: Path) -> None:

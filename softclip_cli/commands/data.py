@@ -264,12 +264,12 @@ def prepare(
         overwrite=overwrite,
         resume=resume,
     )
-    with _termination_as_interrupt():
+    with termination_as_interrupt():
         found = open_source(source, options)
         console.note(f"format {found.format}: {found.reason}")
         for line in found.notes:
             console.note(f"  {line}")
-        with _bar("preparing") as progress:
+        with progress_bar("preparing") as progress:
             corpus = prepare_source(found, out, options, progress, console.note)
     console.emit({"corpus": str(corpus.path), **corpus.info}, as_json, lambda: _show_prepared(str(out), corpus.info))
 
@@ -325,7 +325,7 @@ def inspect(
     from softclip_cli.data.corpus import Corpus
     from softclip_cli.data.inspection import inspect_corpus
 
-    with _bar("reading") as progress:
+    with progress_bar("reading") as progress:
         found = inspect_corpus(Corpus.open(corpus), progress)
     console.emit(found, as_json, lambda: _show_inspected(found))
 
@@ -390,81 +390,6 @@ def _range(values: dict[str, float] | None) -> str:
     return f"{values['min']:,} / {values['median']:,g} / {values['max']:,}"
 
 
-@app.command()
-@guarded
-def export(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder that `softclip data prepare` made.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help="webdataset (tars) or parquet (the Hub's layout).")],
-    split: Annotated[
-        list[str] | None, typer.Option("--split", metavar="NAME", help="Only this split. Repeatable; else all.")
-    ] = None,
-    each_caption: Annotated[
-        bool,
-        typer.Option(
-            "--each-caption", help="Tars: a sample for each caption of an image, for trainers that read one a sample."
-        ),
-    ] = False,
-    shard_size: Annotated[int, typer.Option("--shard-size", metavar="MB", help="Largest size of a file.")] = 256,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    """Write a corpus for other tools: WebDataset tars, which open_clip trains on, or Parquet, which the Hub shows.
-
-    The same corpus gives the same bytes.
-
-    [bold]Examples[/bold]
-
-    softclip data export corpus tars --to webdataset
-
-    softclip data export corpus hub --to parquet --split train --split val
-    """
-    from softclip_cli.data.corpus import Corpus
-    from softclip_cli.data.export import export as write
-
-    with _termination_as_interrupt(), _bar("writing") as progress:
-        document = write(
-            Corpus.open(corpus),
-            out,
-            to,
-            splits=split or (),
-            each_caption=each_caption,
-            shard_bytes=shard_size << 20,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    console.emit({"out": str(out), **document}, as_json, lambda: _show_exported(out, document))
-
-
-def _show_exported(out: Path, document: dict[str, Any]) -> None:
-    splits: dict[str, dict[str, Any]] = document["splits"]
-    rows = [
-        (
-            name,
-            f"{split['rows']:,}",
-            f"{split.get('samples', split['rows']):,}",
-            split["files"],
-            f"{split['bytes'] / 1e6:,.1f}",
-        )
-        for name, split in splits.items()
-    ]
-    console.table(f"{document['to']} in {out}", ["split", ">images", ">samples", ">files", ">MB"], rows)
-    converted = sum(split.get("converted", 0) for split in splits.values())
-    if converted:
-        console.out.print(f"images of kinds that open_clip does not read, now PNG: {converted:,}")
-    bare = sum(split.get("without_caption", 0) for split in splits.values())
-    if bare:
-        console.out.print(f"images without a caption, which have no .txt: {bare:,}")
-    name, first = next(iter(splits.items()))
-    if document["to"] == "parquet":
-        console.out.print(f"next: softclip train --data {out}   ·   datasets.load_dataset({str(out)!r})", markup=False)
-    else:
-        last = f"{first['files'] - 1:05d}"
-        tars = f"{out}/{name}/{{00000..{last}}}.tar" if first["files"] > 1 else f"{out}/{name}/00000.tar"
-        console.out.print(f"next: softclip train --data '{tars}'   ·   open_clip: --train-data '{tars}'", markup=False)
-
-
 def _assignments(option: str, given: list[str]) -> list[tuple[str, str]]:
     """`NAME=VALUE` texts, split at the first equals sign."""
     wrong = [text for text in given if not all(part.strip() for part in text.partition("="))]
@@ -517,7 +442,8 @@ def _class_names(given: str | None) -> tuple[str, ...] | None:
 
 
 @contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar as a callable that takes (done, total; 0 for unknown)."""
     with console.progress() as bar:
         task = bar.add_task(description, total=None)
 
@@ -528,7 +454,7 @@ def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
+def termination_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C: workers are stopped, and what is done is kept for the next run."""
     import signal
     import threading
@@ -536,7 +462,8 @@ def _termination_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Passed on as Ctrl-C, not turned into its exception: an event loop has its own way of taking that signal.
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:

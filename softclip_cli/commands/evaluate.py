@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,7 +117,7 @@ def zeroshot(
     require_class_names(data)
     options = embed_options(batch_size, workers, precision, cache, no_cache)
     taken = take_model(model, device)
-    with live("embedding images, then prompts") as progress:
+    with console.counting("embedding images, then prompts") as progress:
         document = zero_shot(taken, data, options=options, single_only=single_prompt, progress=progress)
     finish(document, out, as_json, render_zeroshot)
 
@@ -168,7 +167,7 @@ def corpus(
     choose_tasks(opened, wanted)
     options = embed_options(batch_size, workers, precision, cache, no_cache)
     taken = take_model(model, device)
-    with live("evaluating") as progress:
+    with console.counting("evaluating") as progress:
         documents = evaluate_corpus(taken, opened, tasks=wanted, options=options, say=console.note, progress=progress)
     for document in documents:
         result.save(document, out / result.file_name(document) if out is not None else None)
@@ -215,14 +214,6 @@ def take_model(reference: str | None, device: str) -> Model:
     told = next((line for line in model.notes if line.startswith("model: ")), f"model: {model.name}")
     console.note(f"{told.replace('model: run ', f'model: {newest}') if newest else told} on {model.device}")
     return model
-
-
-@contextmanager
-def live(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, as the callable that the library reports to."""
-    with console.progress() as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def finish(document: dict[str, Any], out: Path | None, as_json: bool, render: Callable[[dict[str, Any]], None]) -> None:

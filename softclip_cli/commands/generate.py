@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from softclip_cli.console import emit, guarded, out, progress, table
+from softclip_cli.console import counting, emit, guarded, out, table
 
 
 @guarded
@@ -36,8 +36,7 @@ def generate(
     from softclip_cli.data.generated.generate import generate_corpus
 
     started = time.perf_counter()
-    with progress() as bar:
-        job = bar.add_task("drawing", total=None)
+    with counting("drawing") as progress:
         corpus = generate_corpus(
             folder,
             pairs=pairs,
@@ -46,7 +45,7 @@ def generate(
             image_size=image_size,
             workers=workers,
             overwrite=overwrite,
-            progress=lambda done, total: bar.update(job, completed=done, total=total),
+            progress=progress,
         )
     document = {
         "corpus": str(folder),

@@ -24,7 +24,6 @@ from softclip_cli.commands.evaluate import (
     finish,
     headline,
     interval,
-    live,
     show_table,
     shown,
     take_model,
@@ -87,7 +86,7 @@ def probe(
     )
     options = embed_options(batch_size, workers, precision, cache, no_cache)
     taken = take_model(model, device)
-    with live("embedding images, then fitting") as progress:
+    with console.counting("embedding images, then fitting") as progress:
         document = evaluate(
             taken,
             sets.train,

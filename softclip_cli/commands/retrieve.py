@@ -23,7 +23,6 @@ from softclip_cli.commands.evaluate import (
     finish,
     headline,
     interval,
-    live,
     show_table,
     shown,
     take_model,
@@ -64,7 +63,7 @@ def retrieve(
     data = retrieval_set(split, root=data_root)
     options = embed_options(batch_size, workers, precision, cache, no_cache)
     taken = take_model(model, device)
-    with live("embedding images, then texts") as progress:
+    with console.counting("embedding images, then texts") as progress:
         document = retrieval(taken, data, options=options, progress=progress)
     finish(document, out, as_json, render)
 

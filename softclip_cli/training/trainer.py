@@ -165,13 +165,13 @@ class Trainer:
                 self._log(losses / (self.done - since), output.diagnostics, self.done - since, seconds, waited)
                 losses, waited, began, since = self._zero(), 0.0, time.perf_counter(), self.done
             evaluated = self.validator is not None and (self.done % evaluate_every == 0 or self.done == self.steps)
+            paused = time.perf_counter()
             best = self._evaluate() if evaluated else None
             # A checkpoint at the end, and where an evaluation says that it is the best so far.
             if self.done % save_every == 0 or self.done == self.steps or best is not None or wishes.save:
                 self._save(best)
                 wishes.save = False
-            if evaluated or self.done % save_every == 0:
-                began = time.perf_counter()  # neither counts as training time
+            began += time.perf_counter() - paused  # neither evaluating nor saving counts as training time
             if any_process(bool(wishes.stop), self.world, self.model.device):
                 self._stop(wishes.stop or "a signal to another process")
 

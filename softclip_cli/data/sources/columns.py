@@ -108,14 +108,15 @@ def _check_given(reader: Reader, options: SourceOptions) -> None:
         )
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """A column's name in lower case with _ for spaces and dashes."""
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _by_name(reader: Reader, names: Sequence[str], kinds: set[str]) -> tuple[str, str] | None:
     by_name: dict[str, str] = {}
     for column in reader.columns:
-        by_name.setdefault(_normal(column), column)
+        by_name.setdefault(normal(column), column)
     for name in names:
         if name in by_name and reader.kind(by_name[name]) in kinds:
             return by_name[name], "a usual name for it"
@@ -124,7 +125,7 @@ def _by_name(reader: Reader, names: Sequence[str], kinds: set[str]) -> tuple[str
 
 def _guess_image(reader: Reader) -> tuple[str, str] | None:
     encoded = [name for name in reader.columns if reader.kind(name) == "image"]
-    usual = [name for want in IMAGE_NAMES for name in encoded if _normal(name) == want]
+    usual = [name for want in IMAGE_NAMES for name in encoded if normal(name) == want]
     if encoded:
         return (usual or encoded)[0], "it holds encoded images"
     # A column of file names is surer than a name: tables have an `image` column of numbers and a `file_name` beside it.
@@ -135,7 +136,7 @@ def _guess_image(reader: Reader) -> tuple[str, str] | None:
         values = [str(row[place]) for row in rows if row[place]]
         if values and sum(is_image_name(value) for value in values) >= 0.8 * len(values):
             paths.append(name)
-    usual = [name for want in IMAGE_NAMES for name in paths if _normal(name) == want]
+    usual = [name for want in IMAGE_NAMES for name in paths if normal(name) == want]
     if paths:
         return (usual or paths)[0], "its values are names of image files"
     return _by_name(reader, IMAGE_NAMES, {"text", "unknown"})
@@ -148,7 +149,7 @@ def _guess_captions(reader: Reader, image: str, options: SourceOptions) -> tuple
     if found and found[0] not in taken:
         return [found[0]], found[1]
     numbered = [
-        name for name in reader.columns if NUMBERED_CAPTION.fullmatch(_normal(name)) and reader.kind(name) in kinds
+        name for name in reader.columns if NUMBERED_CAPTION.fullmatch(normal(name)) and reader.kind(name) in kinds
     ]
     if numbered:
         return numbered, "numbered captions"
@@ -156,7 +157,7 @@ def _guess_captions(reader: Reader, image: str, options: SourceOptions) -> tuple
     others = [
         name
         for name in reader.columns
-        if name not in taken and reader.kind(name) in kinds and _normal(name) not in known
+        if name not in taken and reader.kind(name) in kinds and normal(name) not in known
     ]
     if len(reader.columns) == 2 and len(others) == 1:
         return others, "the only other column"
@@ -165,7 +166,7 @@ def _guess_captions(reader: Reader, image: str, options: SourceOptions) -> tuple
 
 def _guess_label(reader: Reader, has_captions: bool, taken: list[str]) -> tuple[str, str] | None:
     classes = [name for name in reader.columns if reader.kind(name) == "class"]
-    usual = [name for want in LABEL_NAMES for name in classes if _normal(name) == want]
+    usual = [name for want in LABEL_NAMES for name in classes if normal(name) == want]
     if classes:
         return (usual or classes)[0], "it is a ClassLabel"
     # A table with captions may have a column `label` that means anything: there it must be asked for.

