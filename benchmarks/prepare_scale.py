@@ -88,7 +88,18 @@ def memory(pid: int) -> int:
 
 def measure(table: Path, out: Path, rows: int, workers: int) -> dict[str, Any]:
     """Prepare, and watch the processes."""
-    command = [sys.executable, "-m", "softclip_cli", "data", "prepare", str(table), str(out), "-j", str(workers), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "softclip_cli",
+        "data",
+        "prepare",
+        str(table),
+        str(out),
+        "-j",
+        str(workers),
+        "--json",
+    ]
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as result:
         process = subprocess.Popen(command, stdout=result, stderr=subprocess.DEVNULL)
@@ -141,7 +152,9 @@ def main() -> None:
         "seconds": round(last["seconds"] / first["seconds"], 2),
         "peak_mib": round(last["peak_mib"] / first["peak_mib"], 2),
     }
-    print(f"from the first to the last: rows × {growth['rows']:.2f}, time × {growth['seconds']}, peak × {growth['peak_mib']}")
+    print(
+        f"from the first to the last: rows × {growth['rows']:.2f}, time × {growth['seconds']}, peak × {growth['peak_mib']}"
+    )
     bounded = last["peak_mib"] <= LIMIT_MIB
     print(f"peak memory within {LIMIT_MIB:,} MiB: {'yes' if bounded else 'NO'}")
     if arguments.json:

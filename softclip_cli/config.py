@@ -6,20 +6,48 @@ how to merge, check and write them.
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from softclip_cli.errors import UsageError, nearest
+
+FIELDS_ONLY = "fields only"  # in pydantic's context: check each field by itself, not what goes together
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Settings that do not go together although each is allowed.
+
+    Attributes:
+        names: the settings, dotted, as seen from the section that says so.
+        text: one sentence.
+    """
+
+    names: tuple[str, ...]
+    text: str
 
 
 class Section(BaseModel):
     """A group of settings. The docstring under a field is its help text; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    def conflicts(self) -> list[Conflict]:
+        """What does not go together; a section with something to check says so."""
+        return []
+
+    @model_validator(mode="after")
+    def _goes_together(self, info: ValidationInfo) -> Self:
+        found = [] if (info.context or {}).get(FIELDS_ONLY) else self.conflicts()
+        if found:
+            raise ValueError("; ".join(conflict.text for conflict in found))
+        return self
 
 
 Settings = TypeVar("Settings", bound=Section)
@@ -91,14 +119,62 @@ def build(kind: type[Settings], *layers: Mapping[str, Any]) -> Settings:
     merged: dict[str, Any] = {}
     for layer in layers:
         merge_into(merged, layer)
-    try:
-        return kind.model_validate(merged)
-    except ValidationError as error:
-        lines = [_problem(kind, item) for item in error.errors()]
+    settings, errors = _check_fields(kind, merged)
+    lines = [_problem(kind, item) for item in errors]
+    wrong = [_dotted(item["loc"]) for item in errors]
+    for section, conflict in _conflicts(settings) if settings is not None else ():
+        # What is said of a value that is wrong by itself would be said of its default here.
+        if not any(_overlap(_dotted((section, name)), other) for name in conflict.names for other in wrong):
+            lines.append(f"{section}: {conflict.text}" if section else conflict.text)
+    if lines:
         count = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
         raise UsageError(
             f"{count} in the configuration", "\n       ".join(lines), "softclip train --show-config lists every setting"
-        ) from None
+        )
+    assert settings is not None
+    return settings
+
+
+def _check_fields(kind: type[Settings], merged: dict[str, Any]) -> tuple[Settings | None, list[Any]]:
+    """The settings, with defaults in the place of values that are wrong, and what is wrong with those."""
+    try:
+        return kind.model_validate(merged, context={FIELDS_ONLY: True}), []
+    except ValidationError as error:
+        errors = error.errors()
+    usable = copy.deepcopy(merged)
+    for item in errors:
+        _drop(usable, item["loc"])
+    try:
+        return kind.model_validate(usable, context={FIELDS_ONLY: True}), errors
+    except ValidationError:  # a setting without a default
+        return None, errors
+
+
+def _drop(nested: dict[str, Any], path: tuple[Any, ...]) -> None:
+    """Remove the value at a path, or the innermost one that a dictionary holds on the way there."""
+    for depth, key in enumerate(path, start=1):
+        below = nested.get(key)
+        if not isinstance(below, dict) or depth == len(path):
+            nested.pop(key, None)
+            return
+        nested = below
+
+
+def _conflicts(section: Section, name: str = "") -> Iterator[tuple[str, Conflict]]:
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            yield from _conflicts(value, _dotted((name, key)))
+    for conflict in section.conflicts():
+        yield name, conflict
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in path if part != "")
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _problem(kind: type[Section], item: Any) -> str:

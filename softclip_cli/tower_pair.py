@@ -30,6 +30,8 @@ class PairSettings:
         text_projection: "linear", "mlp" (two layers, hidden width the mean of both) or "none" (the widths must agree).
         context_length: longest text in tokens.
         image_size: side of the input in pixels; 0 takes the tower's own.
+        image_projection_bias: whether the last layer of the image projection has a bias.
+        pixel_statistics: "tower" for the image tower's own mean and standard deviation, "clip" for CLIP's.
     """
 
     embed_dim: int = 256
@@ -37,6 +39,8 @@ class PairSettings:
     text_projection: str = "mlp"
     context_length: int = 77
     image_size: int = 0
+    image_projection_bias: bool = False
+    pixel_statistics: str = "tower"
 
 
 def package_files(name: str) -> list[Path]:
@@ -89,6 +93,13 @@ def open_pair(parsed: Reference, settings: PairSettings) -> Model:
             f"text towers of the kind {text_config.model_type!r} are not supported by open_clip",
             hint="supported: " + ", ".join(sorted(arch_dict)),
         )
+    width = getattr(text_config, arch_dict[text_config.model_type]["config_names"]["width"])
+    if settings.text_projection == "none" and width != settings.embed_dim:
+        raise ModelError(
+            f"hf:{parsed.text} gives {width} features, the common embedding has {settings.embed_dim}",
+            "without a projection on the text tower both must be the same",
+            f"--set model.embed_dim={width}, or --set model.text_projection=linear",
+        )
     longest = getattr(text_config, "max_position_embeddings", settings.context_length)
     config: dict[str, Any] = {
         "embed_dim": settings.embed_dim,
@@ -96,6 +107,7 @@ def open_pair(parsed: Reference, settings: PairSettings) -> Model:
             "timm_model_name": parsed.name,
             "timm_pool": "avg" if "global_pool" not in spec else "",
             "timm_proj": settings.image_projection,
+            "timm_proj_bias": settings.image_projection_bias,
             "image_size": size,
         },
         "text_cfg": {
@@ -107,10 +119,11 @@ def open_pair(parsed: Reference, settings: PairSettings) -> Model:
             "context_length": min(settings.context_length, longest),
         },
     }
+    own = settings.pixel_statistics == "tower"
     crop = {
         "size": size,
-        "mean": spec.get("mean"),
-        "std": spec.get("std"),
+        "mean": spec.get("mean") if own else None,  # Preprocess falls back to CLIP's
+        "std": spec.get("std") if own else None,
         "interpolation": spec.get("interpolation", "bicubic"),
     }
     model = build_model(config, {key: value for key, value in crop.items() if value is not None})

@@ -82,6 +82,8 @@ def run(*arguments: str) -> tuple[int, str, str]:
         (("train", "--data", "nowhere"), 3, "softclip data prepare"),
         (("train", "--objective", "pds"), 2, "psd"),
         (("train", "--set", "objective.alhpa_end=1", "--set", "optimizer.lrr=1"), 2, "2 problems"),
+        (("train", "--objective", "albef", "--set", "objective.queue_size=10", "--lr", "-1"), 2, "2 problems"),
+        (("train", "--objective", "distill"), 2, "needs teacher_model"),
         (("train", "--config", "nowhere.toml"), 2, "nowhere.toml"),
         (("train", "--recipe", "nothing"), 2, "recipe"),
         (("models", "show", "ViT-B-23"), 4, "ViT-B-32"),

@@ -25,6 +25,65 @@ def test_all_problems_are_reported_at_once_with_the_nearest_names():
     assert caught.value.exit_code == 2
 
 
+def test_a_wrong_value_does_not_hide_what_goes_wrong_together():
+    """Values wrong by themselves, choices that exclude each other and a queue smaller than the batch: one message."""
+    layer = {
+        "objective": {"name": "albef", "alpha_end": 1.5, "queue_size": 10, "partition": "blocks"},
+        "data": {"batch_size": 64, "micro_batch": 100},
+        "optimizer": {"lr": -1, "betas": [0.9, "many"]},
+        "eval": {"weights": "emma"},
+    }
+    with pytest.raises(UsageError) as caught:
+        build(TrainSettings, layer)
+    for part in (
+        "objective.alpha_end",
+        "optimizer.lr",
+        "optimizer.betas",
+        "eval.weights",
+        "partition = blocks needs mix = subset",
+        "queue_size = 10 is smaller than a batch of 64 pairs",
+        "micro_batch (100) is larger",
+    ):
+        assert part in caught.value.why
+    assert layer["objective"]["alpha_end"] == 1.5  # the layers are left as they were
+
+
+@pytest.mark.parametrize(
+    ("layer", "count"),
+    [
+        ({"objective": {"teacher": "frosen", "teacher_model": "tiny"}}, 1),
+        ({"data": {"batch_size": "many", "micro_batch": 10_000}}, 1),
+        ({"objective": 3, "eval": {"weights": "ema"}}, 1),
+        ({"objective": {"name": "distil"}, "eval": {"weights": "ema"}}, 1),
+    ],
+)
+def test_nothing_is_said_of_the_default_in_the_place_of_a_wrong_value(layer, count):
+    """The teacher that was misspelt is not told to be another one, too."""
+    with pytest.raises(UsageError) as caught:
+        build(TrainSettings, layer)
+    assert len(caught.value.why.splitlines()) == count, caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ({"eval": {"weights": "ema"}, "objective": {"name": "clip"}}, "eval.weights = ema"),
+        ({"data": {"teacher_features": "live"}, "objective": {"name": "psd"}}, "data.teacher_features = live"),
+        (
+            {
+                "data": {"teacher_features": "live"},
+                "model": {"lock": "image,text"},
+                "objective": {"name": "distill", "teacher_model": "tiny"},
+            },
+            "needs pixels",
+        ),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused(layer, words):
+    with pytest.raises(UsageError, match=words):
+        build(TrainSettings, layer)
+
+
 def test_a_setting_in_the_wrong_section_is_found():
     with pytest.raises(UsageError, match=r"optimizer\.lr"):
         build(TrainSettings, {"schedule": {"lr": 1e-3}})

@@ -16,9 +16,12 @@ from softclip_cli.data.decode import (
     Augment,
     ImageError,
     Preprocess,
+    ResizeCrop,
     eval_view,
+    open_for_crops,
     open_header,
     open_image,
+    open_pixels,
     random_box,
     train_view,
 )
@@ -167,6 +170,91 @@ def test_scaled_decoding_keeps_the_shorter_side() -> None:
     assert open_image(encode(picture("RGB", (1000, 800)), "PNG"), min_side=100).size == (1000, 800)
 
 
+JPEG_KINDS = {
+    "usual": {},
+    "full colour": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "progressive": {"progressive": True},
+    "stored as RGB": {"keep_rgb": True},
+    "restart markers": {"restart_marker_rows": 1},
+    "coarse": {"quality": 5},
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+@pytest.mark.parametrize("min_side", [None, 130, 100, 60, 33])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_pixels_equal_pillows_bit_for_bit(kind: str, min_side: int | None, mode: str) -> None:
+    data = encode(picture(mode, (417, 263)), "JPEG", **({} if mode != "RGB" and "RGB" in kind else JPEG_KINDS[kind]))
+    reference = np.asarray(open_image(data, min_side=min_side))
+    found = open_pixels(data, min_side=min_side)
+    assert found.flags.writeable and found.flags.c_contiguous
+    np.testing.assert_array_equal(found, reference)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("P", "PNG"), ("RGBA", "PNG"), ("1", "PNG"), ("I;16", "PNG"), ("RGB", "WEBP"), ("P", "GIF")]
+)
+def test_pixels_of_other_formats_are_pillows(mode: str, kind: str) -> None:
+    data = encode(picture(mode, (57, 43)), kind)
+    np.testing.assert_array_equal(open_pixels(data), np.asarray(open_image(data)))
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_pixels_are_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encode(picture("RGB", (300, 200)), "JPEG", exif=exif)
+    for min_side in (None, 90):
+        np.testing.assert_array_equal(
+            open_pixels(data, min_side=min_side), np.asarray(open_image(data, min_side=min_side))
+        )
+
+
+def test_a_photo_with_further_pictures_behind_it_is_its_first() -> None:
+    first = picture("RGB", (320, 240), seed=1)
+    data = encode(first, "MPO", save_all=True, append_images=[picture("RGB", (320, 240), seed=2)])
+    assert open_header(data).format == "MPO"
+    np.testing.assert_array_equal(open_pixels(data), np.asarray(Image.open(io.BytesIO(encode(first, "JPEG")))))
+    assert open_pixels(data, min_side=100).shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+@pytest.mark.parametrize("size", [(417, 263), (60, 90)])
+def test_training_decodes_as_everything_else_does(mode: str, orientation: int | None, size: tuple[int, int]) -> None:
+    options = {}
+    if orientation is not None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        options["exif"] = exif
+    data = encode(picture(mode, size), "JPEG", **options)
+    spec, augment = Preprocess(size=64), Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    np.testing.assert_array_equal(open_for_crops(data, spec, augment), np.asarray(open_image(data, min_side=64)))
+
+
+def test_training_refuses_bombs_and_damage_by_the_same_names() -> None:
+    spec, augment = Preprocess(size=64), Augment()
+    huge = JPEG.replace(struct.pack(">HH", 150, 200), struct.pack(">HH", 50_000, 50_000), 1)
+    assert open_header(JPEG).size == (200, 150) and huge != JPEG
+    for data, kind in ((huge, "decompression-bomb"), (JPEG[:900], "truncated-image"), (b"", "empty-image")):
+        with pytest.raises(ImageError) as caught:
+            train_view(data, spec, augment, np.random.default_rng(0))
+        assert caught.value.kind == kind
+
+
+def test_only_plain_jpegs_are_decoded_by_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    import simplejpeg
+
+    calls = []
+    fast = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *args, **kwargs: calls.append(1) or fast(*args, **kwargs))
+    for mode, kind, wanted in (("RGB", "JPEG", 1), ("L", "JPEG", 1), ("CMYK", "JPEG", 0), ("RGB", "PNG", 0)):
+        calls.clear()
+        open_pixels(encode(picture(mode, (40, 30)), kind))
+        assert len(calls) == wanted, (mode, kind)
+
+
 def huge_png(width: int, height: int) -> bytes:
     """A PNG whose header promises many pixels, without having them."""
 
@@ -197,6 +285,9 @@ PNG = encode(picture("RGB", (200, 150)), "PNG")
 )
 def test_unusable_images_are_refused_by_kind(data: bytes, kind: str) -> None:
     with pytest.raises(ImageError) as caught:
+        open_pixels(data)
+    assert caught.value.kind == kind
+    with pytest.raises(ImageError) as caught:
         open_image(data)
     assert caught.value.kind == kind
     assert isinstance(caught.value, DataError)
@@ -211,9 +302,15 @@ def test_random_damage_gives_an_image_or_a_data_error(data: st.DataObject) -> No
     for _ in range(data.draw(st.integers(1, 8))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert open_image(bytes(whole)).mode == "RGB"
+        reference = open_image(bytes(whole))
+        assert reference.mode == "RGB"
     except ImageError as error:
         assert error.kind
+        with pytest.raises(ImageError) as caught:
+            open_pixels(bytes(whole))
+        assert (caught.value.kind, caught.value.why) == (error.kind, error.why)
+    else:
+        np.testing.assert_array_equal(open_pixels(bytes(whole)), np.asarray(reference))
 
 
 def test_image_error_survives_pickling() -> None:
@@ -275,7 +372,7 @@ def test_train_view_shows_the_crop_that_was_drawn() -> None:
     full = Image.open(io.BytesIO(data)).resize(
         (96, 96), Image.Resampling.BICUBIC, box=tuple(side * factor for side in box)
     )
-    assert np.abs(view.astype(int) - np.asarray(full).astype(int)).mean() < 3
+    assert np.abs(view.astype(int) - np.asarray(full).astype(int)).mean() < 2
 
 
 def test_flip_mirrors_the_view() -> None:
@@ -290,3 +387,56 @@ def test_flip_mirrors_the_view() -> None:
 def test_preprocess_round_trips_through_open_clips_dictionary() -> None:
     spec = Preprocess(size=112, interpolation="bilinear", resize_mode="squash", fill_color=9)
     assert Preprocess.from_open_clip(spec.to_open_clip()) == spec
+
+
+class Drawn:
+    """A generator that gives the offsets it was told to."""
+
+    def __init__(self, *shares: float) -> None:
+        self.shares = list(shares)
+
+    def integers(self, low: int, high: int) -> int:
+        return low + int(self.shares.pop(0) * (high - low))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [*SIZES, (256, 256), (500, 375)], ids=str)
+def test_resize_crop_equals_torchvisions_resize_and_a_crop(interpolation: str, size: tuple[int, int]) -> None:
+    """Pixel by pixel, for images that are not decoded at a fraction of their size."""
+    from torchvision.transforms import InterpolationMode, Resize
+    from torchvision.transforms import functional as F
+
+    data = encode(picture("RGB", size), "PNG")
+    spec = Preprocess(size=224, interpolation=interpolation)
+    resized = Resize(256, InterpolationMode(interpolation))(Image.open(io.BytesIO(data)))
+    for across, down in ((0.0, 0.0), (0.5, 0.3), (0.999, 0.999)):
+        left = int(across * (resized.width - 224 + 1))
+        top = int(down * (resized.height - 224 + 1))
+        expected = np.asarray(F.crop(resized, top, left, 224, 224))
+        found = train_view(data, spec, ResizeCrop(256), Drawn(across, down))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_resize_crop_reaches_every_corner_and_may_flip() -> None:
+    data = encode(picture("RGB", (300, 280)), "PNG")
+    spec = Preprocess(size=32)
+    rng = np.random.default_rng(0)
+    views = {train_view(data, spec, ResizeCrop(33), rng).tobytes() for _ in range(100)}
+    # 33 x 35 pixels leave 2 x 4 places.
+    assert len(views) == 8
+    plain = train_view(data, spec, ResizeCrop(33), np.random.default_rng(5))
+    flipped = train_view(data, spec, ResizeCrop(33, flip=1.0), np.random.default_rng(5))
+    np.testing.assert_array_equal(flipped, plain[:, ::-1])
+
+
+@pytest.mark.parametrize("size", [(1001, 1500), (1500, 1001), (2047, 1030)], ids=str)
+def test_a_large_jpeg_keeps_the_geometry_though_it_is_decoded_smaller(size: tuple[int, int]) -> None:
+    """The sides to the pixel; the content, a smooth ramp, to a few grey levels."""
+    from torchvision.transforms import InterpolationMode, Resize
+
+    ramp = np.add.outer(np.arange(size[1]), np.arange(size[0])) * (255 / sum(size))
+    data = encode(Image.fromarray(ramp.astype(np.uint8)).convert("RGB"), "JPEG", quality=95)
+    resized = Resize(256, InterpolationMode.BICUBIC)(Image.open(io.BytesIO(data)))
+    opened = open_for_crops(data, Preprocess(size=224), ResizeCrop(256))
+    assert opened.size == resized.size
+    assert np.abs(np.asarray(opened, float) - np.asarray(resized, float)).max() < 4

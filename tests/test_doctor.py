@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from softclip_cli.commands.doctor import doctor
 from softclip_cli.reports import health, host
 from softclip_cli.reports.health import Check, Ran
+from softclip_cli.resources import size
 
 DEVICES = {
     "cuda": [],
@@ -211,4 +212,4 @@ def test_a_healthy_machine_exits_0_and_a_broken_one_5(monkeypatch: pytest.Monkey
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"), (5 << 40, "5.0 TiB")]
 )
 def test_sizes_are_in_powers_of_1024(count: int, text: str) -> None:
-    assert host.size(count) == text
+    assert size(count) == text

@@ -109,6 +109,24 @@ def test_a_failure_in_a_worker_process_is_named_too(model: Model) -> None:
     assert caught.value.why
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_images_can_be_skipped(model: Model, tmp_path: Path, workers: int) -> None:
+    """A row of NaN in their place, the others as without them, from the cache too; who does not ask for it gets the error."""
+    whole = pictures(5)
+    options = EmbedOptions(batch_size=2, workers=workers, cache=FeatureCache(tmp_path))
+    broken = [*whole[:2], b"broken", *whole[3:]]
+    for _ in range(2):
+        found = embed_images(model, broken, features="both", skip_damaged=True, options=options)
+        expected = embed_images(model, whole, features="both", options=EmbedOptions(batch_size=2, workers=0))
+        for mine, theirs in ((found.projected, expected.projected), (found.trunk, expected.trunk)):
+            assert mine is not None and theirs is not None
+            assert mine[2].isnan().all()
+            torch.testing.assert_close(mine[[0, 1, 3, 4]], theirs[[0, 1, 3, 4]])
+    assert found.cached
+    with pytest.raises(DataError, match="image 2"):
+        embed_images(model, broken, options=options)
+
+
 def test_the_choice_of_workers_has_a_reason() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert choose_workers(10, cpu)[0] == 0 and "few" in choose_workers(10, cpu)[1]
@@ -119,8 +137,9 @@ def test_the_choice_of_workers_has_a_reason() -> None:
 def test_without_shared_memory_batches_travel_as_arrays() -> None:
     items = [(np.zeros((2, 2, 3), dtype=np.uint8), 1), (np.ones((2, 2, 3), dtype=np.uint8), -2)]
     for shared, kind in ((True, torch.Tensor), (False, np.ndarray)):
-        pixels, hashes = collate(items, shared)
+        pixels, hashes, failures = collate(items, shared)
         assert isinstance(pixels, kind) and tuple(pixels.shape) == (2, 2, 2, 3) and hashes.tolist() == [1, -2]
+        assert failures == []
 
 
 @pytest.mark.parametrize("wrong", [{"precision": "fp8"}, {"batch_size": 0}, {"workers": -1}])

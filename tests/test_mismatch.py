@@ -11,18 +11,13 @@ from softclip_cli.data.mismatch import exchange_captions
 from softclip_cli.errors import UsageError
 
 
-@given(
-    st.lists(st.integers(1, 6), min_size=12, max_size=60), st.floats(0.5, 1), st.integers(0, 2**32), st.integers(0, 9)
-)
-def test_the_share_is_exact_and_no_caption_stays_with_its_image(counts, share, seed, probe):
+@given(st.lists(st.integers(1, 6), min_size=12, max_size=60), st.floats(0.5, 1), st.integers(0, 2**32))
+def test_the_share_is_exact_and_no_caption_stays_with_its_image(counts, share, seed):
     made = exchange_captions(np.array(counts), share, seed)
     owner = np.repeat(np.arange(len(counts)), counts)
     assert sorted(made.source) == list(range(len(owner)))
     assert made.mismatched.sum() == round(share * len(owner))
     assert (owner[made.source] != owner)[made.mismatched].all()
-    row, caption = probe, counts[probe] - 1
-    to, place = made.place(row, caption)
-    assert made.first[to] + place == made.source[made.first[row] + caption]
     assert (exchange_captions(np.array(counts), share, seed).source == made.source).all()
 
 

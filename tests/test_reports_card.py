@@ -56,6 +56,14 @@ def test_the_card_tells_data_settings_and_results_with_intervals(tmp_path: Path)
     assert 'folder = "local-dir:checkpoints/step-00000200"' in card
 
 
+def test_a_frozen_teacher_is_named_with_its_fingerprint(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", skill=0.6)
+    assert "| Teacher |" not in model_card(run)
+    teacher = {"reference": "run:large", "fingerprint": "ab" * 32, "features": "live"}
+    write(run.path / "data.json", {**DATA, "teacher": teacher})
+    assert "| Teacher | run:large (live, abababababab) |" in model_card(again(run))
+
+
 def test_limitations_follow_from_the_facts_of_the_run(tmp_path: Path) -> None:
     whole = make_run(tmp_path, "whole")
     assert "10,000 image-text pairs" in limits(model_card(whole))

@@ -373,3 +373,14 @@ def test_samples_are_those_that_plain_tarfile_reads(tars: Path, tmp_path: Path) 
             if info.name.endswith(".jpg")
         ]
     assert [data[row]["image"]["bytes"] for row in range(len(data))] == images
+
+
+@pytest.mark.parametrize("features", ["live", "stored"])
+def test_a_frozen_teacher_teaches_on_shards(tars: Path, tmp_path: Path, features: str) -> None:
+    layers = {
+        "objective": {"name": "distill", "teacher_model": "tiny"},
+        "data": {"corpus": str(tars), "workers": 0, "teacher_features": features, "augment": "none"},
+        "schedule": {"steps": 3},
+    }
+    path = train(Plan(build(TrainSettings, SMALL, layers), tmp_path / "run"))
+    assert len(runs.Run(path).training) == 3

@@ -1,17 +1,12 @@
-"""Teachers: the moving average keeps to its formula; a frozen one's features survive storage."""
+"""The moving average keeps to its formula. (Frozen teachers: test_frozen_teacher.py.)"""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from softclip_cli.errors import ModelError
-from softclip_cli.objectives.teacher import EmaTeacher, FrozenTeacher
-from softclip_cli.objectives.teacher_features import TeacherFeatures
+from softclip_cli.objectives.teacher import EmaTeacher
 
 
 def small_net(seed: int) -> nn.Module:
@@ -114,89 +109,6 @@ def test_average_goes_on_exactly_after_saving_and_loading() -> None:
         each.update(trained(3))
     for mine, theirs in zip(teacher.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
-
-
-class _Model:
-    """A stand-in for the registry's Model."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.net = nn.ModuleDict({"image": nn.Linear(8 * 8 * 3, 6), "text": nn.Embedding(50, 6)}).train()
-        self.seen: list[tuple[int, ...]] = []
-
-    @property
-    def logit_scale(self) -> Tensor:
-        return torch.tensor(42.0)
-
-    def encode_image(self, pixels: Tensor, normalize: bool = True) -> Tensor:
-        self.seen.append(tuple(pixels.shape))
-        assert pixels.dtype == torch.uint8
-        return self.net["image"](pixels.flatten(1).float())
-
-    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        return self.net["text"](tokens).mean(dim=1)
-
-
-def test_frozen_teacher_sees_the_students_view_in_its_own_size() -> None:
-    """A teacher of another input size gets the same picture, resized; embeddings have length one and no gradient."""
-    model = _Model()
-    teacher = FrozenTeacher(model, size=8)
-    image, text = teacher(torch.full((3, 16, 16, 3), 77, dtype=torch.uint8), torch.randint(0, 50, (3, 4)))
-    assert model.seen == [(3, 8, 8, 3)]
-    plain = functional.normalize(model.net["image"](torch.full((3, 8 * 8 * 3), 77.0)), dim=-1)
-    torch.testing.assert_close(image, plain)
-    torch.testing.assert_close(torch.cat([image, text]).norm(dim=1), torch.ones(6))
-    assert not image.requires_grad
-    assert not model.net.training
-
-
-def split_features(teacher: FrozenTeacher) -> TeacherFeatures:
-    """Five rows with 1, 3, 2, 1 and 2 captions."""
-    torch.manual_seed(1)
-    pixels = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
-    tokens = torch.randint(0, 50, (9, 4))
-    first = torch.tensor([0, 1, 4, 6, 7, 9])
-    return TeacherFeatures.compute(teacher, pixels.split(2), tokens.split(4), first)
-
-
-def test_stored_features_are_those_of_the_rows_and_captions(tmp_path: Path) -> None:
-    """What is looked up is what the teacher says of that image and that caption."""
-    teacher = FrozenTeacher(_Model(), size=8)
-    split_features(teacher).save(tmp_path / "cache" / "teacher.safetensors", {"teacher": "a", "split": "train"})
-    stored = TeacherFeatures.load(tmp_path / "cache" / "teacher.safetensors", {"teacher": "a", "split": "train"})
-    torch.manual_seed(1)
-    pixels = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
-    tokens = torch.randint(0, 50, (9, 4))
-    batch = stored.lookup(torch.tensor([4, 1]), torch.tensor([1, 2]))
-    torch.testing.assert_close(batch.image, teacher.image(pixels[[4, 1]]))
-    torch.testing.assert_close(batch.text, teacher.text(tokens[[8, 3]]))
-    assert batch.logit_scale == 42
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["teacher.safetensors"]
-
-
-def test_features_of_another_teacher_or_a_broken_file_are_refused(tmp_path: Path) -> None:
-    """A cache under everything that shapes it: what differs is named."""
-    path = tmp_path / "teacher.safetensors"
-    with pytest.raises(ModelError, match="no stored"):
-        TeacherFeatures.load(path, {})
-    split_features(FrozenTeacher(_Model(), size=8)).save(path, {"teacher": "a", "split": "train"})
-    with pytest.raises(ModelError, match="teacher: stored a, wanted b"):
-        TeacherFeatures.load(path, {"teacher": "b", "split": "train"})
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ModelError, match="holds no"):
-        TeacherFeatures.load(path, {})
-
-
-def test_a_split_that_was_not_embedded_whole_is_refused() -> None:
-    """A lost batch must not shift every later row."""
-    teacher = FrozenTeacher(_Model(), size=8)
-    with pytest.raises(ModelError, match="1 images and 2 captions embedded, 3 and 2 expected"):
-        TeacherFeatures.compute(
-            teacher,
-            [torch.zeros(1, 8, 8, 3, dtype=torch.uint8)],
-            [torch.zeros(2, 4, dtype=torch.int64)],
-            torch.tensor([0, 1, 1, 2]),
-        )
 
 
 def test_a_causal_mask_is_left_as_it_is():

@@ -15,8 +15,10 @@ import pytest
 import torch
 from model_folders import folder_with, small
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from softclip_cli import runs
+from softclip_cli.app import app
 from softclip_cli.config import build
 from softclip_cli.data.batches import Batch, StepDataset, batches
 from softclip_cli.data.corpus import Corpus
@@ -204,6 +206,7 @@ def test_micro_batches_give_the_whole_batch_s_gradient(tmp_path):
         model.tokenize([f"text number {i} {'long ' * (i % 3)}" for i in range(12)]),
         torch.arange(12),
         torch.arange(12),
+        torch.zeros(12, dtype=torch.int64),
     )
     for name in ("clip", "psd", "siglip", "otter"):
         gradients = []
@@ -237,13 +240,40 @@ def test_frozen_towers_train_on_stored_features(colour_corpus, tmp_path):
     assert runs.Run(path).training[-1]["loss"] < runs.Run(path).training[0]["loss"]
 
 
+@pytest.mark.parametrize("lock", ["", "image,text"])
+def test_averaged_weights_are_what_is_evaluated_afterwards_too(colour_corpus, tmp_path, lock):
+    """With eval.weights = ema a run's model is its average: in the file, for who opens the run, and for `softclip retrieve`."""
+    made = settings(
+        colour_corpus,
+        model={"lock": lock},
+        objective={"name": "psd", "teacher": "ema", "ema_decay": 0.5},
+        eval={"weights": "ema", "every": 4},
+        schedule={"steps": 8},
+        optimizer={"lr": 0.01},
+    )
+    path = train(Plan(made, tmp_path / "run"))
+    best = runs.Run(path).checkpoint("best")
+    averaged, student = load_file(best / "ema.safetensors"), load_file(best / "student.safetensors")
+    assert not torch.equal(averaged["text_projection"], student["text_projection"])
+    opened = open_model(str(path)).net.state_dict()
+    assert all(torch.equal(opened[name], value) for name, value in averaged.items())
+
+    result = CliRunner().invoke(app, ["retrieve", "--split", f"{colour_corpus}:val", "--model", str(path), "--json"])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["metrics"]
+    step = runs.Run(path).best["step"]
+    line = next(line for line in runs.Run(path).evaluations["val"] if line["step"] == step)
+    for name in ("image_to_text_r1", "text_to_image_r1", "rsum"):
+        assert found[name]["value"] == pytest.approx(line[name])
+
+
 @pytest.mark.parametrize(
     ("layers", "error"),
     [
         ({"data": {"batch_size": 256}}, UsageError),
         ({"data": {"split": "trian"}}, DataError),
         ({"model": {"reference": "tinny"}}, ModelError),
-        ({"eval": {"weights": "ema"}, "objective": {"name": "clip"}}, ModelError),
+        ({"eval": {"weights": "ema"}, "objective": {"name": "clip"}}, UsageError),
         ({"device": "cuda:7"}, Exception),
     ],
 )

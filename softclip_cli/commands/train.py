@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from softclip_cli import console
 from softclip_cli.console import guarded
 
 if TYPE_CHECKING:
+    from softclip_cli.training.settings import TrainSettings
     from softclip_cli.training.start import Plan
 
 
@@ -73,6 +75,12 @@ def train(
             help="auto: go on where --out already holds a run. PATH: go on with that run and its settings.",
         ),
     ] = "auto",
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke", help="Try the settings: two steps on generated data with random towers, leaving nothing behind."
+        ),
+    ] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print all settings, as TOML, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
@@ -103,6 +111,9 @@ def train(
         from softclip_cli.config import to_toml
 
         typer.echo(to_toml(settings), nl=False)
+        return
+    if smoke:
+        run_smoke(settings, recipe, folder, as_json)
         return
     from softclip_cli.training.start import Plan
 
@@ -137,8 +148,42 @@ def _settings(
     if recipe:
         layers.append(recipes.read(recipe))
     if config:
-        layers.append(read_toml(config))
+        layers.append(recipes.settings_of(read_toml(config)))
     return build(TrainSettings, *layers, parse_set(assignments), chosen), out, resume
+
+
+def run_smoke(settings: TrainSettings, recipe: str | None, folder: Path | None, as_json: bool) -> None:
+    """Try the settings and print what was replaced and what came out."""
+    from softclip_cli import recipes
+    from softclip_cli.console_training import TrainingView
+    from softclip_cli.errors import UsageError
+    from softclip_cli.training.smoke import smoke
+
+    if folder is not None:
+        raise UsageError(
+            "--smoke goes with neither --out nor --resume PATH", "a smoke run leaves nothing behind", "leave them away"
+        )
+    kind = recipes.facts(recipe).text_tower if recipe else ""
+    with TrainingView() as view:
+        result = smoke(settings, view, text_kind=kind, command=tuple(sys.argv))
+    if not result.steps:
+        return  # under torchrun the first process speaks
+    final = result.steps[-1]
+    document = {"smoke": "passed", "recipe": recipe, **asdict(result)}
+
+    def render() -> None:
+        console.table(
+            f"Smoke run of {recipe or 'these settings'}: passed",
+            ("", ""),
+            [
+                ("steps", final["step"]),
+                ("loss", f"{final['loss']:.3f} (chance {final['chance']:.3f})"),
+                ("seconds", result.seconds),
+                *((f"replaced {item.setting}", f"{item.was} → {item.now}") for item in result.replaced),
+            ],
+        )
+
+    console.emit(document, as_json, render)
 
 
 def run_training(plan: Plan, as_json: bool) -> Path:

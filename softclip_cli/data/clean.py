@@ -5,7 +5,6 @@ Every rule has a name in `REASONS`; nothing is left out without one.
 
 from __future__ import annotations
 
-import io
 import json
 import stat
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from softclip_cli.data.caption_rules import Range, judge_caption
-from softclip_cli.data.decode import RESAMPLING, ImageError, open_header, open_image
+from softclip_cli.data.decode import ImageError
 from softclip_cli.data.image_rules import examine
+from softclip_cli.data.shrink import shrink
 from softclip_cli.data.sources.base import (
     CAPTION_KEYS,
     MAX_CAPTION_FILE_BYTES,
@@ -205,17 +205,9 @@ def judge_image(data: bytes, candidate: Candidate, rules: Rules) -> list[str]:
 def check_image(data: bytes, rules: Rules) -> bytes | None:
     """Decode the image; return it re-encoded as an upright JPEG if the rules want it smaller, else None."""
     try:
-        if rules.short_side is None or min(open_header(data).size) <= rules.short_side:
-            open_image(data)
-            return None
-        image = open_image(data, min_side=rules.short_side)
+        return shrink(data, rules.short_side, rules.quality)[1]
     except ImageError as error:
         raise _Drop(error.kind, error.why) from None
-    factor = rules.short_side / min(image.size)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    stream = io.BytesIO()
-    image.resize(size, RESAMPLING["bicubic"]).save(stream, "JPEG", quality=rules.quality)
-    return stream.getvalue()
 
 
 def read_captions(candidate: Candidate, rules: Rules) -> tuple[list[str], list[Dropped]]:

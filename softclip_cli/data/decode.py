@@ -2,6 +2,8 @@
 
 The evaluation view equals open_clip's `image_transform_v2(cfg, is_train=False)` before its conversion to float
 (same Pillow calls), so that numbers can be compared; mean and std are applied on the device, by the model.
+The training view is made for speed: simplejpeg decodes the usual JPEG, and torch resizes (docs/benchmarks.md has the
+measurements); Pillow decodes whatever else there is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from softclip_cli.errors import DataError
@@ -31,6 +34,7 @@ TRANSPOSE = {  # by EXIF orientation; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+JPEG_FORMATS = ("JPEG", "MPO")  # an MPO, as telephones write it, is a JPEG with more pictures behind the first
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -87,6 +91,21 @@ class Augment:
     flip: float = 0.0
 
 
+@dataclass(frozen=True)
+class ResizeCrop:
+    """The training view of ema-kd and OTTER: the shorter side to `resize`, then a random square crop; no change of scale.
+
+    The geometry is that of torchvision's `Resize(resize)` and `RandomCrop(size)`.
+
+    Attributes:
+        resize: the shorter side in pixels, at least the size of the crop.
+        flip: probability of a horizontal flip.
+    """
+
+    resize: int
+    flip: float = 0.0
+
+
 class ImageError(DataError):
     """An image that cannot be used; `kind` names the reason as `clean.REASONS` does, `why` has the details."""
 
@@ -140,21 +159,38 @@ def open_upright(data: bytes, *, min_side: int | None = None) -> Image.Image:
     Raises:
         ImageError: (a DataError) not an image, truncated, damaged, or a decompression bomb; the cause is in `why`.
     """
-    image = open_header(data)
+    return _upright(_load(open_header(data), min_side))
+
+
+def _load(image: Image.Image, min_side: int | None) -> Image.Image:
+    """Let Pillow decode the pixels."""
     width, height = image.size
+    scale = _scale(image.size, min_side) if image.format in JPEG_FORMATS else 1
     try:
-        if min_side and image.format == "JPEG" and min(width, height) >= 2 * min_side:
-            scale = min(width, height) // min_side
+        if scale > 1:
             image.draft("RGB", (width // scale, height // scale))
         image.load()
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         kind = "truncated-image" if "truncated" in str(error).lower() else "damaged-image"
         raise ImageError(kind, f"{type(error).__name__}: {error}") from error
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata says nothing about the pixels
-        orientation = 1
+    return image
+
+
+def _scale(size: tuple[int, int], min_side: int | None) -> int:
+    """8, 4, 2 or 1: how much smaller a JPEG is decoded. (libjpeg's other steps lack SIMD code and take longer than 1.)"""
+    return next((scale for scale in (8, 4, 2) if min(size) >= scale * min_side), 1) if min_side else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
     return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata says nothing about the pixels
+        return 1
 
 
 def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
@@ -168,6 +204,55 @@ def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
         ImageError: (a DataError) not an image, truncated, damaged, or a decompression bomb; the cause is in `why`.
     """
     return _to_rgb(open_upright(data, min_side=min_side))
+
+
+def open_pixels(data: bytes, *, min_side: int | None = None, header: Image.Image | None = None) -> np.ndarray:
+    """The pixels of `open_image`, equal bit for bit: uint8 (height, width, 3), writable; faster for an undamaged RGB or grey JPEG.
+
+    Args:
+        data: the encoded file.
+        min_side: as in `open_image`.
+        header: what `open_header` gave for these bytes, where that was needed before.
+
+    Raises:
+        ImageError: (a DataError) as `open_image`.
+    """
+    image = header if header is not None else open_header(data)
+    plain = image.format in JPEG_FORMATS and image.mode in ("RGB", "L")
+    pixels = _jpeg_pixels(data, image.size, min_side) if plain else None
+    if pixels is None:
+        return np.array(_to_rgb(_upright(_load(image, min_side))))
+    orientation = _orientation(image)
+    if orientation in TRANSPOSE:
+        return np.array(Image.fromarray(pixels).transpose(TRANSPOSE[orientation]))
+    return pixels
+
+
+def _jpeg_pixels(data: bytes, size: tuple[int, int], min_side: int | None) -> np.ndarray | None:
+    """RGB by simplejpeg, or None for what is better left to Pillow, which may accept it or knows what is wrong with it."""
+    width, height = size
+    scale = _scale(size, min_side)
+    smallest = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", **smallest)
+    except Exception:  # also on what libjpeg only warns of
+        return None
+
+
+def _bare_jpeg_pixels(data: bytes, min_side: int | None) -> np.ndarray | None:
+    """RGB of a JPEG that has no metadata and so no orientation, without Pillow, whose reading of the header takes a tenth of the time.
+
+    None for anything else. Unlike `open_pixels` it may accept what Pillow would not, so it is no check of a new image.
+    """
+    if not data.startswith(b"\xff\xd8\xff") or b"\xff\xe1" in data:  # the marker of EXIF and XMP
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except Exception:
+        return None
+    if colours not in ("YCbCr", "RGB", "Gray") or width * height > MAX_PIXELS:
+        return None
+    return _jpeg_pixels(data, (width, height), min_side)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -221,27 +306,50 @@ def _fit(image: Image.Image, spec: Preprocess) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def train_view(data: bytes, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+def train_view(data: bytes, spec: Preprocess, augment: Augment | ResizeCrop, rng: np.random.Generator) -> np.ndarray:
     """The augmented view: uint8, (size, size, 3), a function of the bytes and the generator's state only."""
     return random_crop(open_for_crops(data, spec, augment), spec, augment, rng)
 
 
-def open_for_crops(data: bytes, spec: Preprocess, augment: Augment) -> Image.Image:
-    """Decode for `random_crop`, a JPEG no larger than its crops need."""
+def open_for_crops(data: bytes, spec: Preprocess, augment: Augment | ResizeCrop) -> np.ndarray:
+    """Decode for `random_crop`, a JPEG no larger than its crops need; for `ResizeCrop` it is resized already: uint8 (height, width, 3)."""
+    if isinstance(augment, ResizeCrop):
+        return _resized(data, augment.resize, spec.interpolation)
     # The crop has at least scale[0] of the area, so its shorter side is at least sqrt(scale[0] / widest ratio) of the
     # image's: decoded no smaller than this, no crop is enlarged for which the full image would have had the pixels.
     widest = max(augment.ratio[1], 1 / augment.ratio[0])
     share = math.sqrt(augment.scale[0] / widest)
-    return open_image(data, min_side=math.ceil(spec.size / share) if share > 0 else None)
+    min_side = math.ceil(spec.size / share) if share > 0 else None
+    pixels = _bare_jpeg_pixels(data, min_side)
+    return pixels if pixels is not None else open_pixels(data, min_side=min_side)
 
 
-def random_crop(image: Image.Image, spec: Preprocess, augment: Augment, rng: np.random.Generator) -> np.ndarray:
-    """RandomResizedCrop and flip of a decoded image: uint8, (size, size, 3)."""
-    box = random_box(image.width, image.height, augment, rng)
-    view = image.resize((spec.size, spec.size), RESAMPLING[spec.interpolation], box=box, reducing_gap=2.0)
-    if augment.flip and rng.random() < augment.flip:
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(view)
+def _resized(data: bytes, shorter: int, interpolation: str) -> np.ndarray:
+    """Decode and resize the shorter side; the longer one is truncated, not rounded, as torchvision's Resize does."""
+    from softclip_cli.data.resize import resize  # imports torch, which not every user of this module needs
+
+    # The file's own size, since a JPEG decoded at a fraction of it has sides that were rounded up.
+    low, high = sorted(open_header(data).size)
+    pixels = open_pixels(data, min_side=shorter)
+    longer = int(shorter * high / low)
+    upright = pixels.shape[0] >= pixels.shape[1]
+    return resize(pixels, longer if upright else shorter, shorter if upright else longer, interpolation)
+
+
+def random_crop(
+    pixels: np.ndarray, spec: Preprocess, augment: Augment | ResizeCrop, rng: np.random.Generator
+) -> np.ndarray:
+    """The random part of the training view, from what `open_for_crops` gave: uint8, (size, size, 3)."""
+    from softclip_cli.data.resize import resize
+
+    size, (height, width) = spec.size, pixels.shape[:2]
+    if isinstance(augment, ResizeCrop):
+        left, top = int(rng.integers(0, width - size + 1)), int(rng.integers(0, height - size + 1))
+        view = pixels[top : top + size, left : left + size]
+    else:
+        left, top, right, bottom = random_box(width, height, augment, rng)
+        view = resize(pixels[top:bottom, left:right], size, size, spec.interpolation)
+    return view[:, ::-1] if augment.flip and rng.random() < augment.flip else view
 
 
 def random_box(width: int, height: int, augment: Augment, rng: np.random.Generator) -> tuple[int, int, int, int]:

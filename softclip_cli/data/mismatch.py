@@ -29,12 +29,6 @@ class CaptionExchange:
         """bool (captions,): whether another image's caption stands there."""
         return self.source != np.arange(len(self.source))
 
-    def place(self, row: int, caption: int) -> tuple[int, int]:
-        """Row and place within that row of the caption that stands at `caption` of `row`."""
-        number = int(self.source[self.first[row] + caption])
-        owner = int(np.searchsorted(self.first, number, side="right")) - 1
-        return owner, number - int(self.first[owner])
-
 
 def exchange_captions(counts: np.ndarray, share: float, seed: int) -> CaptionExchange:
     """Pass a random share of all captions round, each to another image; the others stay.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ def ordered_map(
     chunks: Iterable[list[Item]],
     workers: int,
     on_crash: Callable[[Item], Result],
+    preload: Sequence[str] = (),
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, result) for every item of every chunk, in order.
 
@@ -33,6 +35,7 @@ def ordered_map(
         chunks: read only as far ahead as keeps the workers busy.
         workers: processes.
         on_crash: the result for an item whose worker died (a decoder that crashes, or is killed for its memory).
+        preload: modules that the function needs and that take long to import: once for all workers, whose memory they share.
 
     Raises:
         HostError: worker processes cannot be started on this machine.
@@ -41,6 +44,7 @@ def ordered_map(
         for chunk in chunks:
             yield from zip(chunk, function(chunk), strict=True)
         return
+    _preload(preload)
     pool = _pool(workers)
     pending: deque[tuple[list[Item], Future[Sequence[Result]]]] = deque()
     supply = iter(chunks)
@@ -96,11 +100,16 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # Not fork: the parent has threads (Arrow's), whose locks a forked child would inherit locked.
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["softclip_cli.data.clean"])
         _start_fork_server()
     else:
         context = multiprocessing.get_context("spawn")  # type: ignore[assignment]
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+def _preload(modules: Sequence[str]) -> None:
+    """Name what the server imports before it forks; without effect where it runs already."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["softclip_cli.data.clean", *modules])
 
 
 def _start_fork_server() -> None:
@@ -126,6 +135,8 @@ def _start_fork_server() -> None:
 def _start_worker() -> None:
     """Leave Ctrl-C to the parent, which stops the workers in order, and end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "torch" in sys.modules:  # the other workers have the other cores
+        sys.modules["torch"].set_num_threads(1)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -134,11 +145,3 @@ def _start_worker() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1

@@ -25,7 +25,7 @@ from softclip_cli.data.caption_rules import CaptionCounter, Range, check_languag
 from softclip_cli.data.clean import Cleaned, Rules, clean_all
 from softclip_cli.data.corpus import Corpus, CorpusBuilder, Record, check_output, features_for
 from softclip_cli.data.dropped import DroppedLog, Noted
-from softclip_cli.data.ordered_map import ordered_map, usable_cores
+from softclip_cli.data.ordered_map import ordered_map
 from softclip_cli.data.position import Position, SourceChanged, fingerprint, unread
 from softclip_cli.data.ray_map import ray_ordered_map
 from softclip_cli.data.sources import open_source
@@ -34,6 +34,7 @@ from softclip_cli.data.split_writer import SplitWriter
 from softclip_cli.data.splits import SplitAssigner
 from softclip_cli.data.workplace import Workplace
 from softclip_cli.errors import DataError, HostError, Interrupted, UsageError
+from softclip_cli.resources import usable_cores
 
 CHUNK_BYTES = 8 << 20  # what travels to a worker at once
 CHUNK_FILES = 16  # or so many image files, whose sizes are not known yet
@@ -328,7 +329,9 @@ class _Run:
         work = partial(clean_all, rules=self.rules)
         if self.options.engine == "ray":
             return ray_ordered_map(work, self._chunks(), self.options.workers, _crashed)
-        return ordered_map(work, self._chunks(), self.options.workers or usable_cores(), _crashed)
+        workers = self.options.workers or usable_cores()
+        preload = ["softclip_cli.data.resize"] if self.rules.short_side else []
+        return ordered_map(work, self._chunks(), workers, _crashed, preload)
 
     def _save(self, position: Position) -> None:
         """Make a durable point: what was read up to the position is written, and on the disk."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from softclip_cli.data.decode import Preprocess, eval_view
 from softclip_cli.errors import DataError, ModelError, UsageError
 from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.images import ImageSource, as_images
+from softclip_cli.resources import usable_cores
 
 Progress = Callable[[int, int], None]
 Kind = Literal["projected", "trunk"]
@@ -86,7 +86,8 @@ class ImageFeatures:
     Attributes:
         projected: float32 (N, embed_dim), L2-normalised, or None where not asked for.
         trunk: float32 (N, width), before the projection and not normalised, or None.
-        hashes: int64 (N,): 64 bits of BLAKE2b over each encoded image.
+            A row of NaN in either: an image that cannot be decoded, where such images were to be skipped.
+        hashes: int64 (N,): 64 bits of BLAKE2b over each encoded image; 0 for one that was skipped.
         cached: whether they came from the cache.
     """
 
@@ -111,7 +112,7 @@ class ImageFeatures:
 
 
 class Views(torch.utils.data.Dataset):
-    """Decoded evaluation views for a DataLoader: (pixels, hash), or (None, reason) for an image that cannot be read."""
+    """Decoded evaluation views for a DataLoader: (pixels, hash), or (black, reason) for an image that cannot be read."""
 
     def __init__(self, images: ImageSource, spec: Preprocess) -> None:
         self.images = images
@@ -120,25 +121,24 @@ class Views(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray | None, Any]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
         # An exception would lose its parts on the way from a worker process to the main one.
         try:
             data = self.images[index]
             return eval_view(data, self.spec), hash64(data)
         except DataError as error:
-            return None, (index, error.what, error.why)
+            return np.zeros((self.spec.size, self.spec.size, 3), np.uint8), (index, error.what, error.why)
 
 
-def collate(items: list[tuple[Any, Any]], shared: bool) -> tuple[Any, Any]:
-    """Stack views to uint8 (B, H, W, 3) with their hashes, or pass on the first failure.
+def collate(items: list[tuple[Any, Any]], shared: bool) -> tuple[Any, np.ndarray, list[Any]]:
+    """Stack views to uint8 (B, H, W, 3), with their hashes (0 for a failure) and the reasons of the failures.
 
     A tensor reaches the main process through shared memory, an array through a pipe at a third of the rate.
     """
-    for pixels, reason in items:
-        if pixels is None:
-            return None, reason
+    failures = [value for _, value in items if isinstance(value, tuple)]
     batch = np.stack([pixels for pixels, _ in items])
-    return torch.from_numpy(batch) if shared else batch, np.array([value for _, value in items], dtype=np.int64)
+    hashes = np.array([0 if isinstance(value, tuple) else value for _, value in items], dtype=np.int64)
+    return torch.from_numpy(batch) if shared else batch, hashes, failures
 
 
 def shared_memory_suffices(needed: int) -> bool:
@@ -160,7 +160,7 @@ def choose_workers(count: int, device: torch.device, asked: int | None = None) -
         return asked, "as asked for"
     if count < SMALL:
         return 0, f"{count} images are too few to start processes for"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if sys.platform == "darwin" and device.type == "cpu":
         return 0, "starting processes is slow on macOS and the model needs the cores"
     if device.type == "cpu":
@@ -192,6 +192,7 @@ def embed_images(
     name: str = "images",
     split: str = "",
     features: Literal["projected", "trunk", "both"] = "projected",
+    skip_damaged: bool = False,
     options: EmbedOptions | None = None,
     progress: Progress | None = None,
 ) -> ImageFeatures:
@@ -202,6 +203,7 @@ def embed_images(
         images: N encoded images, or a `datasets.Dataset` with an `image` column.
         name, split: of the dataset, for messages.
         features: "projected" (N, embed_dim), normalised; "trunk" (N, width), before the projection; or "both".
+        skip_damaged: an image that cannot be decoded gets a row of NaN; otherwise it is an error.
         options: batch size, workers, precision, cache.
         progress: called with (images done, N).
 
@@ -214,7 +216,7 @@ def embed_images(
     kinds: set[Kind] = {"projected", "trunk"} if features == "both" else {features}
     key: dict[str, Any] = {}
     if options.cache is not None and len(source):
-        key = _cache_key(model, source, options)
+        key = _cache_key(model, source, options) | ({"damaged": "skipped"} if skip_damaged else {})
         found = options.cache.load(key)
         if found is not None and len(found["features"]) == len(source):
             trunk = found["features"]
@@ -223,7 +225,7 @@ def embed_images(
                 progress(len(source), len(source))
             return ImageFeatures(projected, trunk if "trunk" in kinds else None, found["hashes"].numpy(), cached=True)
         kinds.add("trunk")
-    parts, hashes = _embed_images(model, source, label, kinds, options, progress)
+    parts, hashes = _embed_images(model, source, label, kinds, options, progress, skip_damaged)
     if options.cache is not None and key:
         options.cache.store(key, {"features": parts["trunk"], "hashes": torch.from_numpy(hashes)})
     return ImageFeatures(parts.get("projected"), None if features == "projected" else parts.get("trunk"), hashes)
@@ -245,7 +247,8 @@ def _project(model: EmbeddingModel, trunk: Tensor, source: ImageSource, label: s
                 # Cloned, as memory that torch has aligned: the same product then rounds as when it was first made.
                 head = model.image_head(trunk[start : start + size].clone().to(model.device), normalize=False)
             rows = F.normalize(head.float(), dim=-1).cpu()
-            _check_finite(rows, model, f"{label}, image", partial(_key_after, source, start))
+            skipped = trunk[start : start + size].isnan().any(dim=1, keepdim=True)
+            _check_finite(rows.masked_fill(skipped, 0), model, f"{label}, image", partial(_key_after, source, start))
             parts.append(rows)
     return torch.cat(parts)
 
@@ -272,6 +275,7 @@ def _embed_images(
     kinds: set[Kind],
     options: EmbedOptions,
     progress: Progress | None,
+    skip_damaged: bool,
 ) -> tuple[dict[str, Tensor], np.ndarray]:
     device, total = model.device, len(source)
     workers, _ = choose_workers(total, device, options.workers)
@@ -288,9 +292,9 @@ def _embed_images(
     hashes = np.empty(total, dtype=np.int64)
     done = 0
     with evaluating(model.net):
-        for pixels, batch_hashes in loader:
-            if pixels is None:
-                index, what, why = batch_hashes
+        for pixels, batch_hashes, failures in loader:
+            if failures and not skip_damaged:
+                index, what, why = failures[0]
                 raise DataError(
                     f"{name}: {what}: image {index}, {source.key(index)}",
                     why,
@@ -308,6 +312,8 @@ def _embed_images(
                     rows = F.normalize(rows, dim=-1)
                 rows = rows.cpu()
                 _check_finite(rows, model, f"{name}, image", partial(_key_after, source, done))
+                for index, _, _ in failures:
+                    rows[index - done] = torch.nan
                 # Written into one tensor: a list of batches to concatenate would need the memory twice.
                 if kind not in parts:
                     parts[kind] = torch.empty(total, rows.shape[1])

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from softclip_cli.config import Section
+from softclip_cli.config import Conflict, Section
 from softclip_cli.errors import UsageError, nearest
 
 Teacher = Literal["none", "self", "ema", "frozen"]
@@ -33,7 +33,7 @@ class ObjectiveSettings(Section):
     """who makes the soft targets: none, self (the same forward pass, detached), ema (moving average of the student),
     frozen (a checkpoint)"""
     teacher_model: str | None = None
-    """the frozen teacher, as a model reference"""
+    """the frozen teacher, as a model reference (data.teacher_features says when it is asked)"""
     ema_decay: float | None = Field(default=None, ge=0, lt=1)
     """decay of the moving-average teacher"""
     ema_warmup: bool | None = None
@@ -102,12 +102,9 @@ class ObjectiveSettings(Section):
     tile_rows: int | None = Field(default=None, ge=1)
     """rows of a tile; default: by the size of the batch and the device"""
 
-    @model_validator(mode="after")
-    def _check(self) -> ObjectiveSettings:
-        found = problems(self)
-        if found:
-            raise ValueError("; ".join(found))
-        return self
+    def conflicts(self) -> list[Conflict]:
+        """Choices that do not go together."""
+        return objective_conflicts(self)
 
 
 class ResolvedObjective(Section):
@@ -206,7 +203,8 @@ def find_preset(name: str) -> Preset:
     return rows[name]
 
 
-def _merged(settings: ObjectiveSettings) -> ResolvedObjective:
+def merged(settings: ObjectiveSettings) -> ResolvedObjective:
+    """The preset's row with the overrides of `settings`, unchecked; the preset must be there."""
     values = {key: value for key, (value, _) in presets()[settings.name].choices.items()}
     given = {key: value for key, value in settings.model_dump().items() if value is not None}
     if "teacher_scale" in given and "teacher_scale_fixed" not in given:
@@ -215,60 +213,73 @@ def _merged(settings: ObjectiveSettings) -> ResolvedObjective:
     return ResolvedObjective.model_validate(values)
 
 
-def problems(settings: ObjectiveSettings) -> list[str]:
+def objective_conflicts(settings: ObjectiveSettings) -> list[Conflict]:
     """Everything in the settings that does not go together, one sentence each; empty when all is well."""
     rows = presets()
     if settings.name not in rows:
-        return [f"no objective named {settings.name!r}. {nearest(settings.name, rows) or 'known: ' + ', '.join(rows)}"]
-    choice = _merged(settings)
+        known = nearest(settings.name, rows) or "known: " + ", ".join(rows)
+        return [Conflict(("name",), f"no objective named {settings.name!r}. {known}")]
+    choice = merged(settings)
     checks = [
         (
+            ("rule", "teacher"),
             choice.rule in ("softmax", "sinkhorn", "cosine") and choice.teacher == "none",
             f"rule = {choice.rule} needs a teacher: set teacher to self, ema or frozen",
         ),
         (
+            ("teacher", "rule", "keys"),
             choice.teacher != "none" and choice.rule in ("identity", "uniform") and choice.keys == "student",
             f"teacher = {choice.teacher} has no use with rule = {choice.rule}: set rule to softmax, sinkhorn or cosine",
         ),
         (
-            choice.teacher == "frozen" and not choice.teacher_model and settings.teacher_model is None,
-            "teacher = frozen needs teacher_model, the reference of a checkpoint",
+            ("teacher", "teacher_model"),
+            choice.teacher == "frozen" and not choice.teacher_model,
+            "teacher = frozen needs teacher_model, a model reference such as ViT-B-32@laion2b_s34b_b79k or run:NAME",
         ),
         (
+            ("teacher", "teacher_model"),
             settings.teacher_model is not None and choice.teacher != "frozen",
             f"teacher_model is given but teacher = {choice.teacher}: set teacher = frozen",
         ),
         (
+            ("teacher_scale_of", "teacher", "teacher_scale_fixed"),
             choice.teacher_scale_of == "teacher"
             and choice.teacher in ("none", "self")
             and not choice.teacher_scale_fixed,
             "teacher_scale_of = teacher needs a teacher with a scale of its own (ema or frozen)",
         ),
         (
+            ("partition", "mix"),
             choice.partition == "blocks" and choice.mix != "subset",
             f"partition = blocks needs mix = subset (here {choice.mix})",
         ),
         (
+            ("mix", "rule"),
             choice.mix == "two-head" and choice.rule not in ("softmax", "sinkhorn"),
             f"mix = two-head needs rule = softmax or sinkhorn (here {choice.rule})",
         ),
         (
+            ("targets", "similarity"),
             choice.similarity == "image" and choice.targets == "swapped",
             "targets = swapped has no meaning with similarity = image",
         ),
         (
+            ("rule", "similarity"),
             choice.rule == "cosine" and choice.similarity == "cross+intra",
             "rule = cosine needs similarity = image or cross",
         ),
         (
+            ("rule", "target_diagonal"),
             choice.rule == "cosine" and choice.target_diagonal == "drop",
             "rule = cosine keeps the own pair: set target_diagonal = keep",
         ),
         (
+            ("keys", "teacher"),
             choice.keys == "teacher" and choice.teacher not in ("ema", "frozen"),
             f"keys = teacher needs teacher = ema or frozen (here {choice.teacher})",
         ),
         (
+            ("queue_size", "keys", "rule", "similarity", "partition", "target_diagonal"),
             choice.directional
             and (
                 choice.rule not in ("softmax", "identity")
@@ -280,22 +291,35 @@ def problems(settings: ObjectiveSettings) -> list[str]:
             " target_diagonal = keep",
         ),
         (
+            ("loss", "rule", "queue_size", "keys"),
             choice.loss == "sigmoid" and (choice.has_soft_targets or choice.directional),
             "loss = sigmoid has no soft targets, queue or teacher's keys: set rule = identity",
         ),
         (
+            ("initial_logit_scale", "min_logit_scale", "max_logit_scale"),
             not choice.min_logit_scale <= choice.initial_logit_scale <= choice.max_logit_scale,
             f"initial_logit_scale = {choice.initial_logit_scale:g} lies outside"
             f" [{choice.min_logit_scale:g}, {choice.max_logit_scale:g}] (min_logit_scale, max_logit_scale)",
         ),
         (
+            ("mix", "initial_soft_logit_scale", "min_logit_scale", "max_logit_scale"),
             choice.mix == "two-head"
             and not choice.min_logit_scale <= choice.initial_soft_logit_scale <= choice.max_logit_scale,
             f"initial_soft_logit_scale = {choice.initial_soft_logit_scale:g} lies outside"
             f" [{choice.min_logit_scale:g}, {choice.max_logit_scale:g}] (min_logit_scale, max_logit_scale)",
         ),
     ]
-    return [sentence for wrong, sentence in checks if wrong]
+    return [Conflict(("name", *names), sentence) for names, wrong, sentence in checks if wrong]
+
+
+def batch_conflicts(settings: ObjectiveSettings, batch_size: int) -> list[Conflict]:
+    """What does not go together with a global batch of `batch_size` pairs."""
+    if settings.name not in presets():
+        return []
+    queue = merged(settings).queue_size
+    if not 0 < queue < batch_size:
+        return []
+    return [Conflict(("name", "queue_size"), f"queue_size = {queue} is smaller than a batch of {batch_size} pairs")]
 
 
 def resolve(settings: ObjectiveSettings, *, batch_size: int | None = None) -> ResolvedObjective:
@@ -308,18 +332,16 @@ def resolve(settings: ObjectiveSettings, *, batch_size: int | None = None) -> Re
     Raises:
         UsageError: lists every problem at once.
     """
-    found = problems(settings)
-    if not found:
-        choice = _merged(settings)
-        if batch_size is not None and 0 < choice.queue_size < batch_size:
-            found.append(f"queue_size = {choice.queue_size} is smaller than a batch of {batch_size} pairs")
+    found = objective_conflicts(settings)
+    if batch_size is not None:
+        found += batch_conflicts(settings, batch_size)
     if found:
         raise UsageError(
             f"objective {settings.name!r} cannot be used as set",
-            "\n       ".join(found),
+            "\n       ".join(conflict.text for conflict in found),
             f"softclip objectives show {settings.name}" if settings.name in presets() else "softclip objectives list",
         )
-    return choice
+    return merged(settings)
 
 
 def advice(choice: ResolvedObjective) -> list[str]:

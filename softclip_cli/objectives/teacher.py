@@ -1,15 +1,13 @@
-"""Teachers that are models: the moving average of the student, and a frozen checkpoint."""
+"""The teacher that is the student's own moving average."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class EmaTeacher:
@@ -88,62 +86,3 @@ class EmaTeacher:
 def _tensors(module: nn.Module) -> list[Tensor]:
     """Parameters and persistent buffers, each once. What is not saved is a constant, such as a causal mask of -inf."""
     return list({id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values())
-
-
-class TeacherModel(Protocol):
-    """What a frozen teacher must offer; `softclip_cli.model.Model` does."""
-
-    net: nn.Module
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """k, a scalar."""
-
-    def encode_image(self, pixels: Tensor, normalize: bool = True) -> Tensor:
-        """uint8 (N, H, W, 3) of the model's size → (N, e)."""
-
-    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        """Token ids of the model's tokenizer, (N, L) → (N, e)."""
-
-
-class FrozenTeacher:
-    """A checkpoint that never changes. It sees the student's very views, resized to its own size, and its own tokens.
-
-    Called like an encoder of the student: (pixels, tokens) → (image, text) embeddings.
-
-    Args:
-        model: put into evaluation mode, without gradient.
-        size: side of the square images that the model takes.
-        dtype: torch.bfloat16 computes its towers in that precision.
-    """
-
-    def __init__(self, model: TeacherModel, size: int, dtype: torch.dtype = torch.float32) -> None:
-        self.model, self.size, self.dtype = model, size, dtype
-        model.net.eval().requires_grad_(False)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """The teacher's own k, a scalar."""
-        return self.model.logit_scale.detach()
-
-    @torch.no_grad()
-    def image(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) of any size → float32 (N, e), L2-normalised."""
-        if tuple(pixels.shape[1:3]) != (self.size, self.size):
-            planes = pixels.permute(0, 3, 1, 2).float()
-            planes = functional.interpolate(planes, (self.size, self.size), mode="bicubic", antialias=True)
-            pixels = planes.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            features = self.model.encode_image(pixels, normalize=False)
-        return functional.normalize(features.float(), dim=-1)
-
-    @torch.no_grad()
-    def text(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, L) → float32 (N, e), L2-normalised."""
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            features = self.model.encode_text(tokens, normalize=False)
-        return functional.normalize(features.float(), dim=-1)
-
-    def __call__(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Both embeddings of a batch."""
-        return self.image(pixels), self.text(tokens)

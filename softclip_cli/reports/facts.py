@@ -36,6 +36,7 @@ def run_facts(run: Run) -> list[Fact]:
     facts = [
         ("run", "Objective", run.objective),
         ("run", "Model", run.model),
+        ("run", "Teacher", teacher(run)),
         ("run", "State", f"{state}: {run.status['message']}" if run.status.get("message") else state),
         ("run", "Steps", progress or number(step if step is not None else steps)),
         ("run", "Training time", duration(run.status.get("seconds"))),
@@ -53,6 +54,15 @@ def run_facts(run: Run) -> list[Fact]:
         ("machine", "torch", text(versions(run).get("torch"))),
     ]
     return [Fact(section, label, value) for section, label, value in facts if value]
+
+
+def teacher(run: Run) -> str:
+    """The frozen teacher by its reference, with the beginning of its fingerprint and how it was asked; empty where none."""
+    record = run.data.get("teacher")
+    if not isinstance(record, Mapping) or not record.get("reference"):
+        return ""
+    marks = [str(record.get("features") or ""), short_hash(record.get("fingerprint"))]
+    return f"{record['reference']} ({', '.join(mark for mark in marks if mark)})"
 
 
 def facts_side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:

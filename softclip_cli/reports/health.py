@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from softclip_cli import resources
 from softclip_cli.reports import host
 from softclip_cli.runs import RUNS_VARIABLE, runs_dir
 
@@ -237,7 +238,9 @@ def check_devices(run: Runner) -> list[Check]:
 def _accelerators(found: dict[str, Any]) -> list[Check]:
     checks = [
         Check(
-            f"CUDA {index}", "ok", f"{gpu['name']}, {host.size(gpu['memory'])}, compute capability {gpu['capability']}"
+            f"CUDA {index}",
+            "ok",
+            f"{gpu['name']}, {resources.size(gpu['memory'])}, compute capability {gpu['capability']}",
         )
         for index, gpu in enumerate(found["cuda"])
     ]
@@ -263,9 +266,9 @@ def _choice(found: dict[str, Any]) -> Check:
 
 def check_cores() -> Check:
     """Cores that this process may use, against those of the machine and a container's quota."""
-    usable, there = host.usable_cores(), os.cpu_count() or 1
+    usable, there = resources.affine_cores(), os.cpu_count() or 1
     message = f"{usable} of {there}" if usable < there else str(there)
-    quota = host.cpu_quota()
+    quota = resources.cpu_quota()
     if quota is not None and quota < usable:
         return Check("cores", "ok", f"{message}, limited to the time of {quota:g} by the container")
     return Check("cores", "ok", message)
@@ -273,10 +276,10 @@ def check_cores() -> Check:
 
 def check_memory() -> Check:
     """Memory that is free, and the container's limit where there is one."""
-    total, free = host.memory()
+    total, free = resources.memory()
     if total is None or free is None:
         return Check("memory", "ok", "unknown on this system")
-    message = f"{host.size(free)} free of {host.size(total)}"
+    message = f"{resources.size(free)} free of {resources.size(total)}"
     if free < LEAST_MEMORY:
         return Check("memory", "warning", message, "a small model and batch need about 2 GiB: close other programs")
     return Check("memory", "ok", message)
@@ -308,7 +311,7 @@ def check_folder(name: str, folder: Path, remedy: str) -> Check:
     except OSError as error:
         return Check(name, "problem", f"{folder}: {error.strerror or error}", remedy)
     missing = "" if there == folder.expanduser().absolute() else " (will be made)"
-    message = f"{folder}{missing}: writable, {host.size(free)} free"
+    message = f"{folder}{missing}: writable, {resources.size(free)} free"
     if free < LEAST_DISK:
         return Check(name, "warning", message, f"checkpoints need room: free some, or {remedy.partition(', or ')[2]}")
     return Check(name, "ok", message)

@@ -1,4 +1,4 @@
-"""Readings of this machine: installed versions against the wanted ones, processor, cores, memory, places."""
+"""Readings of this machine: installed versions against the wanted ones, processor, cores, places."""
 
 from __future__ import annotations
 
@@ -80,50 +80,7 @@ def _processor_facts() -> dict[str, str]:
     return facts
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_quota() -> float | None:
-    """Cores' worth of time that a container allows (Linux control groups, version 2); None where there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def memory() -> tuple[int | None, int | None]:
-    """(total, available) memory in bytes, within a container's limit where there is one; None where unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        total, free = facts["MemTotal"], facts["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
-        except (AttributeError, ValueError, OSError):
-            return None, None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(total, limit), min(free, max(limit - used, 0))
-    except (OSError, ValueError):
-        return total, free
-
-
 def cache_dir() -> Path:
     """Where features are kept: `$XDG_CACHE_HOME/softclip`, else `~/.cache/softclip` (as evaluation.cache has it)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "softclip"
-
-
-def size(count: int) -> str:
-    """A number of bytes for people, in powers of 1024."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"

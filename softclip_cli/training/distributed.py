@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,11 +22,13 @@ class World:
         rank: of this process, from 0.
         size: number of processes.
         local_rank: on this machine; picks the GPU.
+        local_size: number of processes on this machine, which share its cores and memory.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def first(self) -> bool:
@@ -39,7 +42,9 @@ def joined(device: str) -> Iterator[World]:
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0")))
+    size = int(os.environ["WORLD_SIZE"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")), local_size)
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)
@@ -48,6 +53,26 @@ def joined(device: str) -> Iterator[World]:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def first_ahead(world: World) -> Iterator[None]:
+    """Inside, the first process of each machine goes ahead; the others follow when it is done, and find its work in the cache.
+
+    They wait as long as that takes: the time limit of the messages between training steps does not apply.
+    """
+    if world.size == 1:
+        yield
+        return
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+    try:
+        if world.local_rank:
+            dist.barrier(group)
+        yield
+    finally:
+        if not world.local_rank:
+            dist.barrier(group)
+        dist.destroy_process_group(group)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:

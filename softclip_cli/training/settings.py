@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from softclip_cli.config import Section
-from softclip_cli.objectives.settings import ObjectiveSettings
+from softclip_cli.config import Conflict, Section
+from softclip_cli.objectives.settings import ObjectiveSettings, batch_conflicts, merged, presets
 
 Towers = tuple[Literal["image", "text"], ...]
 
@@ -28,12 +28,16 @@ class ModelSettings(Section):
     """Width of the common embedding of a timm:+hf: pair."""
     image_projection: Literal["linear", "mlp"] = "mlp"
     """Projection on the image tower of a pair."""
+    image_projection_bias: bool = False
+    """Whether the last layer of that projection has a bias."""
     text_projection: Literal["linear", "mlp", "none"] = "mlp"
     """Projection on the text tower of a pair."""
     context_length: int = Field(default=77, ge=4)
     """Longest text of a pair, in tokens."""
     image_size: int = Field(default=0, ge=0)
     """Side of a pair's images in pixels; 0 takes the image tower's own."""
+    pixel_statistics: Literal["tower", "clip"] = "tower"
+    """Mean and standard deviation that normalise a pair's pixels: the image tower's own, or CLIP's."""
 
     _split = field_validator("lock", mode="before")(split_names)
 
@@ -56,14 +60,19 @@ class DataSettings(Section):
     """Megabytes of tars or Parquet that are shuffled together, of blocks from all over the data. Prepared corpora are shuffled freely."""
     captions: Literal["random", "first"] = "random"
     """Which of an image's captions a step sees."""
-    augment: Literal["crop", "none"] = "crop"
-    """RandomResizedCrop, or the plain evaluation view."""
+    augment: Literal["crop", "resize-crop", "none"] = "crop"
+    """crop: RandomResizedCrop; resize-crop: the shorter side to `resize`, then RandomCrop; none: the evaluation view."""
+    resize: int = Field(default=0, ge=0)
+    """Shorter side before a resize-crop, in pixels; 0: 8/7 of the model's size (256 for 224)."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Share of the area that a crop keeps, smallest and largest."""
+    """Share of the area that a RandomResizedCrop keeps, smallest and largest."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of a horizontal flip; 0 because captions may say left and right."""
     workers: int | None = Field(default=None, ge=0)
     """Processes that decode; unset: chosen, with the reason printed."""
+    teacher_features: Literal["auto", "stored", "live"] = "auto"
+    """A frozen teacher's embeddings. stored: of every image (in the evaluation view) and caption, once, before training;
+    live: in each step, of the student's very views; auto: chosen, with the reason printed."""
     generated_pairs: int = Field(default=10_000, ge=100)
     """Pairs of the generated corpus."""
     generated_noise: float = Field(default=0.3, ge=0, le=1)
@@ -151,10 +160,48 @@ class TrainSettings(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the towers; losses and similarities are always fp32."""
 
-    @model_validator(mode="after")
-    def _micro_batch_fits(self) -> TrainSettings:
-        if self.data.micro_batch > self.data.batch_size:
-            raise ValueError(
-                f"data.micro_batch ({self.data.micro_batch}) is larger than data.batch_size ({self.data.batch_size})"
+    def conflicts(self) -> list[Conflict]:
+        """What does not go together across sections."""
+        data = self.data
+        found = [
+            Conflict(
+                (*(f"objective.{name}" for name in conflict.names), "data.batch_size"), f"objective.{conflict.text}"
             )
-        return self
+            for conflict in batch_conflicts(self.objective, data.batch_size)
+        ]
+        if data.micro_batch > data.batch_size:
+            found.append(
+                Conflict(
+                    ("data.micro_batch", "data.batch_size"),
+                    f"data.micro_batch ({data.micro_batch}) is larger than data.batch_size ({data.batch_size})",
+                )
+            )
+        if self.objective.name not in presets():
+            return found
+        teacher = merged(self.objective).teacher
+        whose = ("objective.name", "objective.teacher")
+        if self.eval.weights == "ema" and teacher != "ema":
+            found.append(
+                Conflict(
+                    ("eval.weights", *whose),
+                    f"eval.weights = ema asks for averaged weights, but the teacher of objective {self.objective.name} is "
+                    f"{teacher}: set objective.teacher = ema, or eval.weights = student",
+                )
+            )
+        if data.teacher_features != "auto" and teacher != "frozen":
+            found.append(
+                Conflict(
+                    ("data.teacher_features", *whose),
+                    f"data.teacher_features = {data.teacher_features} is of a frozen teacher, but the teacher of objective "
+                    f"{self.objective.name} is {teacher}",
+                )
+            )
+        elif data.teacher_features == "live" and set(self.model.lock) == {"image", "text"}:
+            found.append(
+                Conflict(
+                    ("data.teacher_features", "model.lock", *whose),
+                    "data.teacher_features = live needs pixels, but with model.lock = image,text the projections train on "
+                    "stored features: set data.teacher_features = stored",
+                )
+            )
+        return found

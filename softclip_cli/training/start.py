@@ -14,24 +14,26 @@ import torch
 from softclip_cli import runs
 from softclip_cli.data.batches import Batch, StepDataset, batches, choose_workers
 from softclip_cli.data.corpus import Corpus
-from softclip_cli.data.decode import Augment
+from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop
 from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit, names_shards
-from softclip_cli.errors import DataError, ModelError, UsageError
+from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.cache import default_folder
 from softclip_cli.evaluation.locate import data_root
 from softclip_cli.model import Model
-from softclip_cli.objectives.objective import build_objective
-from softclip_cli.objectives.settings import advice
+from softclip_cli.objectives.objective import Objective
+from softclip_cli.objectives.settings import advice, resolve
 from softclip_cli.objectives.teacher import EmaTeacher
-from softclip_cli.registry import PairSettings, open_model
+from softclip_cli.registry import PairSettings, open_model, parse_reference
 from softclip_cli.training import checkpoint
 from softclip_cli.training.device import choose_device, choose_precision
-from softclip_cli.training.distributed import World, from_first, joined
+from softclip_cli.training.distributed import World, first_ahead, from_first, joined
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
+from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
-from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.settings import DataSettings, TrainSettings
+from softclip_cli.training.teachers import AverageTeacher, Teacher
 from softclip_cli.training.trainer import Report, Trainer, unheard
 from softclip_cli.training.validation import Validator
 
@@ -45,12 +47,14 @@ class Plan:
         out: the run folder; None makes a new one under `runs/`.
         resume: "auto" goes on where `out` already holds a run, "never" refuses that.
         command: the command line, for the record.
+        keep_features: keep what frozen trunks give in the cache, for the next run over the same data.
     """
 
     settings: TrainSettings
     out: Path | None = None
     resume: str = "auto"
     command: tuple[str, ...] = ()
+    keep_features: bool = True
 
 
 def train(plan: Plan, report: Report = unheard) -> Path:
@@ -96,7 +100,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         )
     dtype, why = choose_precision(settings.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-    corpus = open_corpus(settings, report)
+    with first_ahead(world):
+        corpus = open_corpus(settings, report)
     data = training_split(corpus, settings)
     sampler = build_sampler(data, settings)
     steps = settings.schedule.steps or max(1, round(settings.schedule.epochs * sampler.steps_per_epoch))
@@ -108,33 +113,62 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     if frozen and precision == "bf16" and settings.precision == "auto":
         dtype, precision, why = torch.float32, "fp32", "only the projections train, on stored features"
     report("note", {"text": f"device {device}, precision {precision}: {why}"})
-    if frozen and settings.data.augment == "crop":
+    if frozen and settings.data.augment != "none":
         report("note", {"text": "both trunks are frozen: their features are computed once, without augmentation"})
 
-    objective = build_objective(settings.objective, embed_dim=model.embed_dim, batch_size=settings.data.batch_size)
-    objective.to(device)
+    choice, guide = resolve(settings.objective, batch_size=settings.data.batch_size), None
+    if choice.teacher == "frozen":
+        guide = open_teacher(str(choice.teacher_model), device=device, seed=settings.schedule.seed)
+        for line in guide.notes:
+            report("note", {"text": f"teacher: {line}"})
+    objective = Objective(choice, embed_dim=model.embed_dim, teacher_dim=guide.embed_dim if guide else None).to(device)
     for line in advice(objective.choice):
         report("note", {"text": line})
     report("note", {"text": f"loss: {objective.tiling_reason(settings.data.batch_size // world.size, device=device)}"})
     with torch.no_grad():
-        if is_untrained(settings):
+        if is_untrained(settings.model.reference):
             model.net.logit_scale.fill_(torch.tensor(objective.initial_logit_scale).log())
     encoder: Encoder = ProjectionEncoder(Projections(model)) if frozen else TowerEncoder(model, dtype)
-    ema, teacher = build_teacher(objective, encoder)
+    facts = data_facts(corpus, settings, len(data))
+    ema, teacher = build_average(objective, encoder)
+    teacher_tokens = None
+    if guide is not None:
+        resumed = checkpoint.saved_steps(path / "checkpoints")
+        prepared = prepare_teacher(
+            FrozenTeacher(guide, objective.needs_teacher_text),
+            settings,
+            corpus,
+            data,
+            student=model,
+            steps=steps,
+            dtype=dtype,
+            world=world,
+            before=(runs.Run(path).data.get("teacher") or {}) if resumed else {},
+            report=report,
+        )
+        teacher, teacher_tokens, facts["teacher"] = prepared.teacher, prepared.tokens, prepared.record
 
-    split, options = settings.data.split, default_options(None, settings.data.workers, "fp32")
+    split, options = settings.data.split, default_options(None, settings.data.workers, "fp32", cache=plan.keep_features)
     if frozen:
         progress = partial(_progress, report)
-        store = trunk_features(model, corpus, split, data, options=options, progress=progress)
+        with first_ahead(world):
+            store = trunk_features(model, corpus, split, data, options=options, progress=progress)
         source = partial(_features, store, sampler, settings.data.captions, world)
     else:
-        augment = (
-            Augment(settings.data.crop_scale, flip=settings.data.flip) if settings.data.augment == "crop" else None
-        )
+        augment = training_view(settings.data, model.preprocess)
         dataset = StepDataset(
-            data, sampler, model.preprocess, augment, model.tokens, settings.data.captions, world.rank, world.size
+            data,
+            sampler,
+            model.preprocess,
+            augment,
+            model.tokens,
+            settings.data.captions,
+            world.rank,
+            world.size,
+            teacher_tokens,
         )
-        workers, reason = choose_workers(settings.data.workers, world.size)
+        batch_bytes = sampler.batch_size // world.size * model.preprocess.size**2 * 3
+        workers, reason = choose_workers(settings.data.workers, device.type, world.local_size, batch_bytes)
         report("note", {"text": f"{workers} decoding process{'' if workers == 1 else 'es'}: {reason}"})
         if device.type == "cpu" and workers and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
@@ -149,11 +183,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         settings, folder, model, encoder, objective, ema, teacher, sampler, source, validator, steps, world, report
     )
     if world.first:
-        folder.create(
-            settings,
-            environment(str(device), precision, world.size, list(plan.command)),
-            data_facts(corpus, settings, len(data)),
-        )
+        folder.create(settings, environment(str(device), precision, world.size, list(plan.command)), facts)
     found, problems = checkpoint.newest_intact(path / "checkpoints")
     for problem in problems:
         report("warning", {"text": f"checkpoint {problem}; taking an earlier one"})
@@ -189,37 +219,55 @@ def _features(store: Any, sampler: EpochSampler, how: str, world: World, first: 
     return feature_batches(store, sampler, first, last, how, world.rank, world.size)
 
 
-def is_untrained(settings: TrainSettings) -> bool:
-    """Whether the model starts from scratch (a new embedding), so that the objective sets the first temperature."""
-    reference = settings.model.reference
-    return reference.startswith("timm:") or not (
-        "@" in reference or reference.startswith(("run:", "hf-hub:")) or Path(reference).is_dir()
-    )
+def is_untrained(reference: str) -> bool:
+    """Whether a model starts from scratch (a new embedding), so that the objective sets the first temperature."""
+    parsed = parse_reference(reference)
+    return parsed.kind == "pair" or (parsed.kind == "architecture" and not parsed.weights)
 
 
 def build_model(settings: TrainSettings, device: torch.device) -> Model:
     """Open the model that is trained, with its trunks locked as asked."""
     chosen = settings.model
     pair = PairSettings(
-        chosen.embed_dim, chosen.image_projection, chosen.text_projection, chosen.context_length, chosen.image_size
+        embed_dim=chosen.embed_dim,
+        image_projection=chosen.image_projection,
+        text_projection=chosen.text_projection,
+        context_length=chosen.context_length,
+        image_size=chosen.image_size,
+        image_projection_bias=chosen.image_projection_bias,
+        pixel_statistics=chosen.pixel_statistics,
     )
     model = open_model(chosen.reference, device=device, pair=pair, seed=settings.schedule.seed)
     model.net.to(memory_format=torch.channels_last)
     return model.lock(frozenset(chosen.lock))
 
 
-def build_teacher(objective: Any, encoder: Encoder) -> tuple[EmaTeacher | None, Encoder | None]:
-    """The teacher that an objective asks for: its average, and the encoder that gives its embeddings."""
-    if objective.needs_teacher == "ema":
-        ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
-        return ema, encoder.like(ema.module)
-    if objective.needs_teacher == "frozen":
-        raise ModelError(
-            "training cannot use a frozen teacher in this version",
-            "its embeddings need pixels and tokens of its own, which the batches do not carry",
-            "--set objective.teacher=ema, or another objective: softclip objectives list",
+def training_view(chosen: DataSettings, spec: Preprocess) -> Augment | ResizeCrop | None:
+    """The augmentation that the settings ask for; None for the plain evaluation view.
+
+    Raises:
+        UsageError: images resized to less than what is cropped from them.
+    """
+    if chosen.augment == "none":
+        return None
+    if chosen.augment == "crop":
+        return Augment(chosen.crop_scale, flip=chosen.flip)
+    resize = chosen.resize or round(spec.size * 8 / 7)
+    if resize < spec.size:
+        raise UsageError(
+            f"data.resize ({resize}) is less than the {spec.size} pixels that the model takes",
+            "a crop cannot be larger than the image",
+            f"--set data.resize={round(spec.size * 8 / 7)}",
         )
-    return None, None
+    return ResizeCrop(resize, flip=chosen.flip)
+
+
+def build_average(objective: Objective, encoder: Encoder) -> tuple[EmaTeacher | None, Teacher | None]:
+    """The student's moving average, and the teacher that it is, where the objective asks for one."""
+    if objective.needs_teacher != "ema":
+        return None, None
+    ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
+    return ema, AverageTeacher(encoder.like(ema.module))
 
 
 def build_sampler(data: Any, settings: TrainSettings) -> EpochSampler:

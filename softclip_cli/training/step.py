@@ -12,6 +12,7 @@ from softclip_cli.data.batches import Batch
 from softclip_cli.objectives.embeddings import Embeddings, ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.training.encoder import Encoder
+from softclip_cli.training.teachers import Teacher
 
 
 @dataclass
@@ -44,7 +45,7 @@ def step_seed(context: StepContext, chunk: int) -> int:
 
 
 def forward_backward(
-    encoder: Encoder, objective: Objective, batch: Batch, context: StepContext, teacher: Encoder | None = None
+    encoder: Encoder, objective: Objective, batch: Batch, context: StepContext, teacher: Teacher | None = None
 ) -> ObjectiveOutput:
     """Compute the loss of a batch and add its gradient to the parameters.
 
@@ -54,8 +55,8 @@ def forward_backward(
     Batch normalisation sees micro-batches and so is the one thing that differs.
     """
     size = context.micro_batch
-    device = encoder.logit_scale.device
-    image, text = batch.image.to(device, non_blocking=True), batch.text.to(device, non_blocking=True)
+    batch = batch.to(encoder.logit_scale.device)
+    image, text = batch.image, batch.text
     chunks = [slice(i, i + size) for i in range(0, len(image), size)] if size and size < len(image) else [slice(None)]
 
     def encode(chunk: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,7 @@ def forward_backward(
     taught = None
     if teacher is not None:
         with torch.no_grad():
-            seen = [teacher(image[chunk], text[chunk]) for chunk in chunks]
+            seen = [teacher(batch, chunk) for chunk in chunks]
         seen_image, seen_text = (torch.cat(side) for side in zip(*seen, strict=True))
         taught = Embeddings(seen_image, seen_text, teacher.logit_scale.detach())
     output = objective(
@@ -82,7 +83,7 @@ def forward_backward(
         context.progress,
         step=context.step,
         seed=context.seed,
-        groups=batch.group.to(device, non_blocking=True),
+        groups=batch.group,
         diagnostics=context.diagnostics,
     )
     output.loss.backward()

@@ -17,6 +17,7 @@ from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.errors import Interrupted, ModelError, TrainingError
 from softclip_cli.model import Model
 from softclip_cli.objectives.diagnostics import collapse_warning
+from softclip_cli.objectives.embeddings import ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
@@ -27,6 +28,7 @@ from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.signals import Wishes, listening
 from softclip_cli.training.step import StepContext, forward_backward
+from softclip_cli.training.teachers import Teacher
 from softclip_cli.training.validation import Validator
 
 Source = Callable[[int, int], Iterator[Batch]]
@@ -48,7 +50,7 @@ class Trainer:
         encoder: from a batch to embeddings.
         objective: the loss.
         ema: the moving average of the encoder's module, for the ema teacher.
-        teacher: encoder of the teacher's embeddings, or None (no teacher, or the student itself).
+        teacher: gives the teacher's embeddings of a batch, or None (no teacher, or the student itself).
         sampler: position in the data.
         source: (first step, last step) → batches.
         validator: evaluation during training, or None.
@@ -63,7 +65,7 @@ class Trainer:
     encoder: Encoder
     objective: Objective
     ema: EmaTeacher | None
-    teacher: Encoder | None
+    teacher: Teacher | None
     sampler: EpochSampler
     source: Source
     validator: Validator | None
@@ -75,18 +77,9 @@ class Trainer:
         named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
         self.trainable: list[nn.Parameter] = [p for _, p in named if p.requires_grad]
         self.optimizer = build_optimizer(named, self.settings.optimizer)
-        self.first_step = 0
+        self.first_step = self.done = 0
         self.replaced: dict[int, str] = {}
         self.collapsed = False
-        self._check_teacher()
-
-    def _check_teacher(self) -> None:
-        if self.settings.eval.weights == "ema" and self.ema is None:
-            raise ModelError(
-                "eval.weights = 'ema' asks for averaged weights, but nothing averages them",
-                f"the objective's teacher is {self.objective.needs_teacher!r}",
-                "--set objective.teacher=ema, or --set eval.weights=student",
-            )
 
     @property
     def checkpoints(self) -> Path:
@@ -156,7 +149,7 @@ class Trainer:
             batch = next(source)
             waited += time.perf_counter() - before
             log = (self.done + 1) % every == 0 or self.done + 1 == self.steps
-            output = self._step(batch, log)
+            output = self.step(batch, log)
             losses += output.loss.detach()
             self.done += 1
             self._note_replaced(batch)
@@ -178,7 +171,8 @@ class Trainer:
     def _zero(self) -> Tensor:
         return torch.zeros((), device=self.model.device)
 
-    def _step(self, batch: Batch, diagnostics: bool) -> Any:
+    def step(self, batch: Batch, diagnostics: bool) -> ObjectiveOutput:
+        """Step number `done`: forward, backward, and the update of weights, scales and moving average. `done` stays."""
         settings = self.settings
         rate = learning_rate(self.done, self.steps, settings.optimizer.lr, settings.schedule)
         for group in self.optimizer.param_groups:

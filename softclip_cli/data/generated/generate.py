@@ -13,8 +13,9 @@ from softclip_cli.data.generated.captions import PHRASES
 from softclip_cli.data.generated.noise import SHARES
 from softclip_cli.data.generated.samples import SHIFT_SPLITS, Place, Plan, make_samples
 from softclip_cli.data.generated.vocabulary import CLASS_NAMES, COLOUR_NAMES, KIND_NAMES
-from softclip_cli.data.ordered_map import ordered_map, usable_cores
+from softclip_cli.data.ordered_map import ordered_map
 from softclip_cli.errors import HostError, UsageError
+from softclip_cli.resources import usable_cores
 
 if TYPE_CHECKING:
     import datasets

@@ -1,0 +1,55 @@
+"""Attention without gradient on a CPU: the same embeddings, by one product instead of one for each position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from model_folders import small
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from softclip_cli import model as model_module
+from softclip_cli.building import build_model
+from softclip_cli.folding import folded
+
+
+class BatchedProducts(TorchDispatchMode):
+    """Counts products that go position by position."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.bmm.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build_model(small("vit"), {}).eval()
+
+
+def embed(model: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    tokens = model.tokenize(["a red square", "a blue circle, and more words"])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), BatchedProducts() as seen:
+        return model.encode_image(pixels), model.encode_text(tokens), seen.count
+
+
+def test_the_embeddings_are_the_same_and_nothing_goes_position_by_position(model, monkeypatch):
+    image, text, products = embed(model)
+    assert products == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(model_module, "folded", lambda device: torch.no_grad())
+        plain_image, plain_text, products = embed(model)
+    assert products > 0  # what torch does by itself; where it no longer does, folding.py can go
+    torch.testing.assert_close(image, plain_image, rtol=0, atol=1e-2)
+    torch.testing.assert_close(text, plain_text, rtol=0, atol=1e-2)
+
+
+def test_training_is_left_alone():
+    with torch.enable_grad():
+        assert type(folded(torch.device("cpu"))).__name__ == "nullcontext"
+    with torch.no_grad():
+        assert type(folded(torch.device("cuda"))).__name__ == "nullcontext"
