@@ -11,6 +11,7 @@ from softclip_cli.commands import (
     data,
     data_check,
     data_download,
+    data_export,
     datasets,
     demo,
     doctor,
@@ -59,6 +60,7 @@ app.command()(probe.probe)
 app.command()(retrieve.retrieve)
 app.add_typer(data.app, name="data")
 data.app.command()(data_download.download)
+data.app.command()(data_export.export)
 data.app.command()(generate.generate)
 data.app.command()(data_check.check)
 app.add_typer(datasets.app, name="datasets")

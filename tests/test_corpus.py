@@ -9,6 +9,7 @@ import pytest
 from prepare_samples import jpeg
 
 from softclip_cli.data import corpus as corpus_module
+from softclip_cli.data import split_writer
 from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, features_for
 from softclip_cli.errors import DataError
 
@@ -44,7 +45,7 @@ def test_plain_datasets_reads_the_folder(tmp_path: Path) -> None:
 
 def test_shards_and_batches_keep_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_module, "BATCH_BYTES", 2000)
-    monkeypatch.setattr(corpus_module, "SHARD_BYTES", 6000)
+    monkeypatch.setattr(split_writer, "SHARD_BYTES", 6000)
     corpus = write(tmp_path / "c", 40)
     assert len(list((tmp_path / "c" / "train").glob("*.arrow"))) > 3
     assert [row["key"] for row in corpus.split("train")] == [str(number) for number in range(40)]

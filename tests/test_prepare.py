@@ -358,7 +358,7 @@ def test_a_full_disk_is_a_host_error_and_leaves_nothing(tmp_path: Path, monkeypa
     def full(self: SplitWriter) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(SplitWriter, "_flush", full)
+    monkeypatch.setattr(SplitWriter, "flush", full)
     with pytest.raises(HostError, match="no space left"):
         run(pairs_folder(tmp_path / "s"), tmp_path / "c")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]

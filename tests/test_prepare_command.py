@@ -169,7 +169,7 @@ def test_inspect_of_what_is_no_corpus_is_a_data_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_leaves_nothing_and_exits_130(tmp_path: Path, stop: signal.Signals) -> None:
+def test_interruption_keeps_what_is_done_and_exits_130(tmp_path: Path, stop: signal.Signals) -> None:
     for number in range(4000):
         if number == 0:
             put(tmp_path / "s" / "0.png", image_bytes(0, (400, 300), "PNG"))
@@ -184,13 +184,13 @@ def test_interruption_leaves_nothing_and_exits_130(tmp_path: Path, stop: signal.
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 30
-    while not any(path.name.endswith(".partial") for path in out.iterdir()) and time.monotonic() < deadline:
+    while not (out / ".c.partial" / "progress.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.7)
     os.killpg(process.pid, stop) if stop == signal.SIGINT else process.send_signal(stop)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
-    assert list(out.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == [".c.partial"]
+    assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
 
 

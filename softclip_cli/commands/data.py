@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="data",
-    help="Prepare, inspect and generate corpora of images with captions.",
+    help="Prepare, inspect, export and generate corpora of images with captions.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -192,9 +192,27 @@ def prepare(
         int | None,
         typer.Option("--workers", "-j", metavar="N", help="Processes; else one a core.", rich_help_panel=OUTPUT),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="local|ray",
+            help="Where images are decoded: on this machine, or on the Ray cluster at RAY_ADDRESS. The result is the same.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "local",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a corpus that is there.", rich_help_panel=OUTPUT)
     ] = False,
+    resume: Annotated[
+        str,
+        typer.Option(
+            "--resume",
+            metavar="auto|never",
+            help="auto: go on where the same command was killed or stopped before. never: start anew.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -202,6 +220,7 @@ def prepare(
 
     Every image is decoded, every caption checked.
     What cannot be used is left out and listed, with the reason, in OUT/dropped.parquet.
+    Killed or stopped, the same command goes on where it was.
 
     [bold]Examples[/bold]
 
@@ -233,6 +252,7 @@ def prepare(
         quality=quality,
         limit=limit,
         workers=workers,
+        engine=engine,
         min_side=min_side,
         max_aspect=max_aspect,
         animated=animated,
@@ -242,6 +262,7 @@ def prepare(
         languages=tuple(language or ()),
         max_dropped=max_dropped,
         overwrite=overwrite,
+        resume=resume,
     )
     with termination_as_interrupt():
         found = open_source(source, options)
@@ -249,7 +270,7 @@ def prepare(
         for line in found.notes:
             console.note(f"  {line}")
         with progress_bar("preparing") as progress:
-            corpus = prepare_source(found, out, options, progress)
+            corpus = prepare_source(found, out, options, progress, console.note)
     console.emit({"corpus": str(corpus.path), **corpus.info}, as_json, lambda: _show_prepared(str(out), corpus.info))
 
 
@@ -434,7 +455,7 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: workers are stopped and the unfinished folder is removed."""
+    """Treat SIGTERM as Ctrl-C: workers are stopped, and what is done is kept for the next run."""
     import signal
     import threading
 

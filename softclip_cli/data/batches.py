@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop, eval_view, open_for_crops, random_crop
 from softclip_cli.data.sampler import EpochSampler, generator
+from softclip_cli.data.sharded.corpus import ShardedSplit
 from softclip_cli.errors import DataError
 from softclip_cli.resources import usable_cores, what_limits_cores
 
@@ -71,7 +73,7 @@ class StepDataset(Dataset):
     """Item `step` is the whole local batch of that step, so that collating and tokenising happen in the worker.
 
     Args:
-        data: a split of a corpus, images undecoded.
+        data: a split of a corpus, images undecoded, or of shards.
         sampler: which rows a step sees.
         spec: the pixels that the model wants.
         augment: the training view; None for the evaluation view.
@@ -84,7 +86,7 @@ class StepDataset(Dataset):
 
     def __init__(
         self,
-        data: datasets.Dataset,
+        data: datasets.Dataset | ShardedSplit,
         sampler: EpochSampler,
         spec: Preprocess,
         augment: Augment | ResizeCrop | None,
@@ -95,24 +97,26 @@ class StepDataset(Dataset):
         teacher_tokenize: Callable[[list[str]], Tensor] | None = None,
         keep_bytes: int = KEEP_BYTES,
     ) -> None:
-        self.data = data.select_columns(["image", "captions"])
+        self.data: Any = data.select_columns(["image", "captions"])
         self.sampler, self.spec, self.augment = sampler, spec, augment
         self.tokenize, self.captions, self.rank, self.world = tokenize, captions, rank, world
         self.teacher_tokenize = teacher_tokenize
-        self.groups = group_ids(data)
+        # The groups of shards come with their samples: there may be too many for a table.
+        self.groups = None if isinstance(data, ShardedSplit) else group_ids(data)
         self.kept = _Kept(len(data), keep_bytes)
 
     def __getitem__(self, step: int) -> Batch:
         rows = local_rows(self.sampler, step, self.rank, self.world)
         epoch = self.sampler.epoch(step)
         records = self.data[rows.tolist()]
-        views, texts, picks, replaced = [], [], [], []
+        views, texts, picks, groups, replaced = [], [], [], [], []
         for place, row in enumerate(rows.tolist()):
-            data, captions = records["image"][place]["bytes"], records["captions"][place]
+            record = {name: values[place] for name, values in records.items()}
             rng = generator(self.sampler.seed, epoch, row)
             for attempt in range(1, MAX_REPLACEMENTS + 2):
                 try:
-                    views.append(self.view(row, data, rng))
+                    _check_read(record)
+                    views.append(self.view(row, record["image"]["bytes"], rng))
                     break
                 except DataError as error:
                     replaced.append((row, error.why))
@@ -123,18 +127,18 @@ class StepDataset(Dataset):
                             "prepare the corpus again: softclip data prepare checks every image",
                         ) from None
                     row = (row + 1) % len(self.data)
-                    neighbour = self.data[row]
-                    data, captions = neighbour["image"]["bytes"], neighbour["captions"]
+                    record = self.data[row]
             rows[place] = row
-            picks.append(choose_caption(len(captions), rng, self.captions))
-            texts.append(captions[picks[-1]])
+            picks.append(choose_caption(len(record["captions"]), rng, self.captions))
+            texts.append(record["captions"][picks[-1]])
+            groups.append(group_id(record.get("group"), row))
         index = torch.from_numpy(rows)
         return Batch(
             step,
             torch.from_numpy(np.stack(views)),
             self.tokenize(texts),
             index,
-            self.groups[index],
+            self.groups[index] if self.groups is not None else torch.tensor(groups),
             torch.tensor(picks),
             replaced,
             None if self.teacher_tokenize is None else self.teacher_tokenize(texts),
@@ -188,7 +192,24 @@ def local_rows(sampler: EpochSampler, step: int, rank: int, world: int) -> np.nd
     return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world].copy()
 
 
-def group_ids(data: datasets.Dataset) -> Tensor:
+def _check_read(record: dict[str, Any]) -> None:
+    """Samples of shards are read while training: they may turn out to lack something.
+
+    Raises:
+        DataError: the sample cannot be used.
+    """
+    if record.get("problem"):
+        raise DataError("the sample cannot be read", record["problem"])
+
+
+def group_id(name: str | None, row: int) -> int:
+    """A number that is the same for samples of the same group, and the row itself for a sample without one."""
+    if name is None:
+        return row
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2 | 1 << 62
+
+
+def group_ids(data: datasets.Dataset | ShardedSplit) -> Tensor:
     """int64 (rows,): equal for rows of one group; a row without a group is a group of its own."""
     if "group" not in data.column_names:
         return torch.arange(len(data))

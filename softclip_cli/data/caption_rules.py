@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,11 @@ class CaptionCounter:
             else:
                 over.append(text)
         return kept, over
+
+    def count_again(self, kept: Iterable[str]) -> None:
+        """Count captions that another counter has kept, in the same order: this one then stands where that one did."""
+        for text in kept:
+            self._count(text)
 
     def _count(self, text: str) -> bool:
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -17,202 +17,87 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softclip_cli import __version__
+from softclip_cli.data.arrow_stream import sync_folder
+from softclip_cli.data.split_writer import Record, SplitWriter, features_for, hash_file, write_json
 from softclip_cli.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import datasets
 
+__all__ = ["Corpus", "CorpusBuilder", "CorpusWriter", "Record", "features_for", "hash_file"]
+
 FORMAT = 1
-BATCH_BYTES = 32 << 20  # one Arrow record batch: small enough to bound memory, large enough to write fast
-SHARD_BYTES = 512 << 20
+BATCH_BYTES = (
+    32 << 20
+)  # of records that wait, over all splits: small enough to bound memory, large enough to write fast
 
 
-@dataclass
-class Record:
-    """One image with its captions: what every source yields and every writer takes.
-
-    Attributes:
-        key: unique within its split; names the sample in messages and in `dropped` reports.
-        image: the encoded file (JPEG, PNG, ...), not decoded.
-        captions: at least one; in a labelled set, perhaps none.
-        label: class index, for labelled sets.
-        group: samples that share a group are positives of each other (near-duplicates, one product, ...).
-        extra: values for the further columns that the writer was opened with.
-    """
-
-    key: str
-    image: bytes
-    captions: list[str]
-    label: int | None = None
-    group: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-def features_for(
-    *, class_names: list[str] | None = None, groups: bool = False, extra: Mapping[str, Any] | None = None
-) -> datasets.Features:
-    """The `datasets` schema of a split: key, image, captions, and label, group and further columns where asked for."""
-    import datasets
-
-    columns: dict[str, Any] = {
-        "key": datasets.Value("string"),
-        "image": datasets.Image(),
-        "captions": datasets.List(datasets.Value("string")),
-    }
-    if class_names is not None:
-        columns["label"] = datasets.ClassLabel(names=class_names)
-    if groups:
-        columns["group"] = datasets.Value("string")
-    columns.update(extra or {})
-    return datasets.Features(columns)
-
-
-class SplitWriter:
-    """Writes the records of one split as Arrow shards of bounded size, in order, in bounded memory."""
-
-    def __init__(self, folder: Path, features: datasets.Features) -> None:
-        self.folder, self.features = folder, features
-        self.schema = features.arrow_schema
-        self.rows = 0
-        self.hashes: list[str] = []
-        self._columns: dict[str, list[Any]] = {name: [] for name in features}
-        self._pending = 0
-        self._sink: Any = None
-        self._stream: Any = None
-        self._shard_bytes = 0
-        self._shards: list[Path] = []
-        folder.mkdir(parents=True)
-
-    def write(self, record: Record) -> None:
-        """Append one record."""
-        row: dict[str, Any] = {
-            "key": record.key,
-            "image": {"bytes": record.image, "path": None},
-            "captions": record.captions,
-        }
-        if "label" in self.features:
-            row["label"] = record.label
-        if "group" in self.features:
-            row["group"] = record.group
-        row.update(record.extra)
-        for name, column in self._columns.items():
-            column.append(row[name])
-        self._pending += len(record.image) + 64 * len(record.captions)
-        self.rows += 1
-        if self._pending >= BATCH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if not self._columns["key"]:
-            return
-        if self._stream is None:
-            path = self.folder / f"data-{len(self._shards):05d}.arrow"
-            self._sink = pa.OSFile(str(path), "wb")
-            self._stream = pa.ipc.new_stream(self._sink, self.schema)
-            self._shards.append(path)
-        arrays = [pa.array(self._columns[field.name], field.type) for field in self.schema]
-        self._stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
-        self._shard_bytes += self._pending
-        self._columns = {name: [] for name in self._columns}
-        self._pending = 0
-        if self._shard_bytes >= SHARD_BYTES:
-            self._end_shard()
-
-    def _end_shard(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._sink.close()
-            self._stream = self._sink = None
-            self._shard_bytes = 0
-
-    def abort(self) -> None:
-        """Let go of the files, whose content is then worth nothing."""
-        if self._sink is not None:
-            self._sink.close()
-        self._stream = self._sink = None
-
-    def close(self) -> None:
-        """Write what is pending and the two JSON files that make the folder a `datasets` dataset."""
-        import datasets
-        import pyarrow as pa
-
-        self._flush()
-        if not self._shards:
-            path = self.folder / "data-00000.arrow"
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self.schema):
-                pass
-            self._shards.append(path)
-        self._end_shard()
-        names = []
-        for number, path in enumerate(self._shards):
-            final = self.folder / f"data-{number:05d}-of-{len(self._shards):05d}.arrow"
-            path.rename(final)
-            names.append(final.name)
-            self.hashes.append(hash_file(final))
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": name} for name in names],
-            "_fingerprint": hashlib.sha256("".join(self.hashes).encode()).hexdigest()[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        }
-        write_json(self.folder / "state.json", state)
-        datasets.DatasetInfo(features=self.features).write_to_directory(str(self.folder))
-
-
-class CorpusWriter:
-    """Writes a corpus beside its final place and renames it when it is whole: there is never half a corpus.
-
-    Use as a context manager; on an exception the unfinished folder is removed.
+class CorpusBuilder:
+    """Writes a corpus into a folder: splits side by side, then `finish`. The folder is the caller's to make and to move.
 
     Args:
-        out: the folder to make. An existing corpus is replaced only with `overwrite`; any other folder never.
-        overwrite: replace an existing corpus.
+        folder: an empty folder, or one from which `state` was taken.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
-        self.out = Path(out)
-        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-            if not (self.out / "corpus.json").is_file():
-                raise DataError(
-                    f"{self.out} exists and is not a corpus",
-                    "softclip never replaces a folder that it did not make",
-                    "name another output folder, or remove this one",
-                )
-            if not overwrite:
-                raise DataError(f"{self.out} already holds a corpus", hint="name another folder, or add --overwrite")
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.info: dict[str, Any] = {"format": FORMAT, "softclip": __version__, "splits": {}}
-        self._work = self.out.with_name(f".{self.out.name}.{os.getpid()}.partial")
         self._hashes: dict[str, list[str]] = {}
         self._open: dict[str, SplitWriter] = {}
+        self._waiting = 0
 
-    def __enter__(self) -> CorpusWriter:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir()
-        return self
+    def open_split(
+        self, name: str, features: datasets.Features | None = None, state: Mapping[str, Any] | None = None
+    ) -> SplitWriter:
+        """Open a split for writing, beside others that may be open; end it by `close_split`.
+
+        Args:
+            name: of the split.
+            features: its columns, if they are more than the usual ones.
+            state: what its writer's `state` gave after a `flush`, to go on from there.
+        """
+        columns = features if features is not None else features_for()
+        self._open[name] = SplitWriter(self.folder / name, columns, self._make_room, state)
+        return self._open[name]
+
+    def restore(self, features: datasets.Features, states: Mapping[str, Mapping[str, Any]]) -> dict[str, SplitWriter]:
+        """Open splits where their writers' `state` says, all after one flush; whatever else is in the folder goes."""
+        for entry in list(self.folder.iterdir()):
+            if entry.name not in states:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return {name: self.open_split(name, features, state) for name, state in states.items()}
 
     @property
-    def folder(self) -> Path:
-        """Where the corpus is being written: further files that belong in it go here, and are renamed with it."""
-        return self._work
+    def full(self) -> bool:
+        """Whether so much waits in memory that the next record makes a flush."""
+        return self._waiting >= BATCH_BYTES
 
-    def open_split(self, name: str, features: datasets.Features | None = None) -> SplitWriter:
-        """Open a split for writing, beside others that may be open; end it by `close_split`."""
-        self._open[name] = SplitWriter(self._work / name, features if features is not None else features_for())
-        return self._open[name]
+    def _make_room(self, size: int) -> None:
+        if self.full:
+            self.flush()
+        self._waiting += size
+
+    def flush(self) -> None:
+        """Write the records that wait, of all splits: so memory is bounded whatever the number of splits."""
+        for writer in self._open.values():
+            writer.flush()
+        self._waiting = 0
+
+    def sync(self) -> None:
+        """Return once everything that was flushed is on the disk."""
+        for writer in self._open.values():
+            writer.sync()
+            sync_folder(writer.folder)
+        sync_folder(self.folder)
 
     def close_split(self, name: str) -> None:
         """End a split. The order in which splits end is the order in which the corpus lists them."""
+        self.flush()
         writer = self._open.pop(name)
         writer.close()
         self.info["splits"][name] = {"rows": writer.rows}
@@ -224,22 +109,70 @@ class CorpusWriter:
         yield self.open_split(name, features)
         self.close_split(name)
 
+    def abort(self) -> None:
+        """Let go of the files."""
+        for writer in self._open.values():
+            writer.abort()
+        self._open = {}
+
+    def finish(self) -> None:
+        """Write `corpus.json` and what else makes the folder a corpus, once all splits are closed."""
+        self.info["fingerprint"] = hashlib.sha256(json.dumps(self._hashes, sort_keys=True).encode()).hexdigest()
+        write_json(self.folder / "dataset_dict.json", {"splits": list(self.info["splits"])})
+        write_json(self.folder / "corpus.json", self.info)
+
+
+class CorpusWriter(CorpusBuilder):
+    """Writes a corpus beside its final place and renames it when it is whole: there is never half a corpus.
+
+    Use as a context manager; on an exception the unfinished folder is removed.
+
+    Args:
+        out: the folder to make. An existing corpus is replaced only with `overwrite`; any other folder never.
+        overwrite: replace an existing corpus.
+    """
+
+    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
+        self.out = Path(out)
+        check_output(self.out, overwrite)
+        super().__init__(self.out.with_name(f".{self.out.name}.{os.getpid()}.partial"))
+
+    def __enter__(self) -> CorpusWriter:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        return self
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is not None:
-            for writer in self._open.values():
-                writer.abort()
-            shutil.rmtree(self._work, ignore_errors=True)
+            self.abort()
+            shutil.rmtree(self.folder, ignore_errors=True)
             return
-        self.info["fingerprint"] = hashlib.sha256(json.dumps(self._hashes, sort_keys=True).encode()).hexdigest()
-        write_json(self._work / "dataset_dict.json", {"splits": list(self.info["splits"])})
-        write_json(self._work / "corpus.json", self.info)
+        self.finish()
         if self.out.exists():
             old = self.out.with_name(f".{self.out.name}.{os.getpid()}.{time.time_ns()}.old")
             self.out.rename(old)
-            self._work.rename(self.out)
+            self.folder.rename(self.out)
             shutil.rmtree(old)
         else:
-            self._work.rename(self.out)
+            self.folder.rename(self.out)
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse an output folder that holds something.
+
+    Raises:
+        DataError: it holds a corpus that may not be overwritten, or something else.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / "corpus.json").is_file():
+            raise DataError(
+                f"{out} exists and is not a corpus",
+                "softclip never replaces a folder that it did not make",
+                "name another output folder, or remove this one",
+            )
+        if not overwrite:
+            raise DataError(f"{out} already holds a corpus", hint="name another folder, or add --overwrite")
 
 
 @dataclass
@@ -321,14 +254,3 @@ class Corpus:
                 "prepare the corpus again",
             ) from error
         return loaded.cast_column("image", datasets.Image(decode=False))
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document with a stable layout."""
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

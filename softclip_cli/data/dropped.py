@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from softclip_cli.data.arrow_stream import ArrowStream
 from softclip_cli.data.clean import REASONS
 from softclip_cli.data.sources.base import Dropped
 
@@ -18,19 +19,22 @@ EXAMPLES = 3
 class DroppedLog:
     """Writes (key, split, reason, detail) rows in order and counts them.
 
+    The rows go to an Arrow stream, which can go on where a killed process left it, as Parquet cannot; `close` makes the
+    Parquet file of it.
+
     Args:
-        path: the Parquet file to write; it exists, perhaps without rows, once the log is closed.
+        path: of the stream.
+        state: what `state` gave when the log was last flushed, to go on from there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, state: Mapping[str, Any] | None = None) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         self._schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[Dropped] = []
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, list[str]] = {}
+        self.counts: Counter[str] = Counter(state["counts"] if state else {})
+        self.examples: dict[str, list[str]] = dict(state["examples"]) if state else {}
+        self._stream = ArrowStream(path, self._schema, state["length"] if state else 0)
 
     def add(self, item: Dropped) -> None:
         """Log one record or caption."""
@@ -40,7 +44,24 @@ class DroppedLog:
         if len(shown) < EXAMPLES:
             shown.append(item.detail if item.key in item.detail else f"{item.key}: {item.detail}")
         if len(self._rows) >= BATCH:
-            self._flush()
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait."""
+        import pyarrow as pa
+
+        if self._rows:
+            arrays = [pa.array([getattr(row, name) for row in self._rows], pa.string()) for name in COLUMNS]
+            self._stream.write(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+            self._rows = []
+
+    def sync(self) -> None:
+        """Return once everything that was flushed is on the disk."""
+        self._stream.sync()
+
+    def state(self) -> dict[str, Any]:
+        """Where the log stands, as JSON has it; nothing may wait to be flushed."""
+        return {"length": self._stream.length, "counts": self.counts, "examples": self.examples}
 
     @property
     def broken(self) -> int:
@@ -78,26 +99,48 @@ class DroppedLog:
         broken = self._of("record")
         return REASONS[next(iter(broken))].hint if broken else ""
 
-    def _flush(self) -> None:
+    def close(self, path: Path) -> None:
+        """End the log and write its rows to a Parquet file, in row groups that do not depend on when it was flushed."""
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
-        columns = {name: [getattr(row, name) for row in self._rows] for name in COLUMNS}
-        self._writer.write_table(pa.table(columns, schema=self._schema))
-        self._rows = []
+        self.flush()
+        self._stream.end()
+        with (
+            pa.OSFile(str(self._stream.path)) as source,
+            pa.ipc.open_stream(source) as batches,
+            pq.ParquetWriter(path, self._schema, compression="zstd") as writer,
+        ):
+            waiting: list[pa.RecordBatch] = []
+            for batch in batches:
+                waiting.append(batch)
+                table = pa.Table.from_batches(waiting)
+                while table.num_rows >= BATCH:
+                    writer.write_table(table.slice(0, BATCH))
+                    table = table.slice(BATCH)
+                waiting = table.to_batches() if table.num_rows else []
+            if waiting:
+                writer.write_table(pa.Table.from_batches(waiting))
 
-    def close(self) -> None:
-        """Write what is pending."""
-        if self._rows:
-            self._flush()
-        self._writer.close()
+    def abort(self) -> None:
+        """Let go of the file."""
+        self._stream.abandon()
 
 
 class Noted:
-    """Counts what was kept but is worth a note, with the first examples."""
+    """Counts what was kept but is worth a note, with the first examples.
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, list[str]] = {}
+    Args:
+        state: what `state` gave, to go on from there.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self.counts: Counter[str] = Counter(state["counts"] if state else {})
+        self.examples: dict[str, list[str]] = dict(state["examples"]) if state else {}
+
+    def state(self) -> dict[str, Any]:
+        """The counts and examples, as JSON has them."""
+        return {"counts": self.counts, "examples": self.examples}
 
     def add(self, key: str, names: Sequence[str]) -> None:
         """Count the notes of one record."""

@@ -1,7 +1,9 @@
 """From any source to a prepared corpus: split, check, clean, write; every record that is left out is written down.
 
 The source yields candidates in a fixed order, workers clean them, and this module takes their results in that order:
-so the corpus is the same, byte for byte, whatever the number of workers.
+so the corpus is the same, byte for byte, whatever the number of workers. Every so many bytes or records, counted and never
+timed, everything that waits is written and a durable point is made: a killed process goes on from the last one, and the
+corpus is the same again.
 """
 
 from __future__ import annotations
@@ -11,29 +13,37 @@ import dataclasses
 import errno
 import hashlib
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from softclip_cli.data.caption_journal import CaptionJournal
 from softclip_cli.data.caption_rules import CaptionCounter, Range, check_languages
 from softclip_cli.data.clean import Cleaned, Rules, clean_all
-from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, SplitWriter, features_for
+from softclip_cli.data.corpus import Corpus, CorpusBuilder, Record, check_output, features_for
 from softclip_cli.data.dropped import DroppedLog, Noted
 from softclip_cli.data.ordered_map import ordered_map
+from softclip_cli.data.position import Position, SourceChanged, fingerprint, unread
+from softclip_cli.data.ray_map import ray_ordered_map
 from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
+from softclip_cli.data.split_writer import SplitWriter
 from softclip_cli.data.splits import SplitAssigner
-from softclip_cli.errors import DataError, HostError, UsageError
+from softclip_cli.data.workplace import Workplace
+from softclip_cli.errors import DataError, HostError, Interrupted, UsageError
 from softclip_cli.resources import usable_cores
 
 CHUNK_BYTES = 8 << 20  # what travels to a worker at once
 CHUNK_FILES = 16  # or so many image files, whose sizes are not known yet
 CHUNK_ITEMS = 256
+POINT_RECORDS = 8192  # a durable point at least every so many records
 MAX_SPLITS = 64
 STOP_AFTER = 500  # records to see before giving up, so that the error can name more than the first trouble
+ENGINES = ("local", "ray")
+COUNTS = ("rows", "captions", "read", "resized", "renamed")
 SPLIT_ORDER = ("train", "val", "test")  # the others follow in the order in which they appear
 
 
@@ -49,10 +59,12 @@ class PrepareOptions(SourceOptions):
         quality: of those JPEGs.
         limit: at most so many records a split.
         workers: processes; by default one a core. The result does not depend on it.
+        engine: "local" cleans in processes of this machine, "ray" on a Ray cluster. The result does not depend on it.
         min_side, max_aspect, animated, caption_characters, caption_words, languages: as in `clean.Rules`.
         max_repeats: the same caption stands on at most so many images; later ones lose it. None for any number.
         max_dropped: the share of broken records from which on preparing fails.
         overwrite: replace a corpus that is there.
+        resume: "auto" goes on where an earlier run of the same source and options was cut off, "never" starts anew.
 
     Raises:
         UsageError: values that make no sense, all named at once.
@@ -65,6 +77,7 @@ class PrepareOptions(SourceOptions):
     quality: int = 90
     limit: int | None = None
     workers: int | None = None
+    engine: str = "local"
     min_side: int = Rules.min_side
     max_aspect: float = Rules.max_aspect
     animated: str = Rules.animated
@@ -74,6 +87,7 @@ class PrepareOptions(SourceOptions):
     max_repeats: int | None = None
     max_dropped: float = 0.05
     overwrite: bool = False
+    resume: str = "auto"
 
     def __post_init__(self) -> None:
         problems = []
@@ -85,6 +99,10 @@ class PrepareOptions(SourceOptions):
             problems.append(f"--limit {self.limit}: must be at least 1")
         if self.workers is not None and self.workers < 1:
             problems.append(f"--workers {self.workers}: must be at least 1")
+        if self.engine not in ENGINES:
+            problems.append(f"--engine {self.engine}: {' or '.join(ENGINES)}")
+        if self.resume not in ("auto", "never"):
+            problems.append(f"--resume {self.resume}: auto or never")
         if self.min_side < 0:
             problems.append(f"--min-side {self.min_side}: must not be negative")
         if self.max_aspect and not self.max_aspect >= 1:
@@ -107,43 +125,109 @@ class PrepareOptions(SourceOptions):
             raise UsageError("unusable options", "\n       ".join(problems), "see softclip data prepare --help")
 
 
+Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
+
+
 def prepare(
-    source: Path | str, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+    source: Path | str,
+    out: Path,
+    options: PrepareOptions,
+    progress: Progress | None = None,
+    note: Note | None = None,
 ) -> Corpus:
-    """Prepare a corpus.
+    """Prepare a corpus, or go on with one that was cut off.
 
     Args:
         source: a path, or a name on the Hub.
         out: the folder to make; it appears when the corpus is whole, and never in part.
         options: how.
         progress: called with (records done, records in all; 0 where that is not known).
+        note: told, in a line for people, whether the run goes on from an earlier one.
 
     Raises:
         UsageError: an option or column that does not fit the source.
         DataError: the source cannot be read, too many of its records are broken, or none is left; `out` is in the way.
         HostError: the disk is full, or `out` cannot be written.
+        Interrupted: stopped by Ctrl-C; the same call goes on from there.
     """
-    return prepare_source(open_source(str(source), options), out, options, progress)
+    return prepare_source(open_source(str(source), options), out, options, progress, note)
 
 
 def prepare_source(
-    source: Source, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+    source: Source,
+    out: Path,
+    options: PrepareOptions,
+    progress: Progress | None = None,
+    note: Note | None = None,
 ) -> Corpus:
     """As `prepare`, from a source that is open already (a command prints its reason and notes first)."""
-    out = Path(out)
+    out, say = Path(out), note or (lambda text: None)
     _refuse_own_source(source, out)
     if options.caption_templates and source.class_names is None:
         raise UsageError("--caption-template needs class names", f"{source.path} has no labels", "see --label-column")
+    place = Workplace(out)
     try:
-        with CorpusWriter(out, overwrite=options.overwrite) as writer:
-            _Run(source, options, writer, progress).run()
+        with place.locked():
+            _prepare_in(place, source, options, progress, say)
+    except KeyboardInterrupt:
+        before = place.read()
+        if before is None:
+            raise
+        raise Interrupted(
+            f"stopped; the first {before['read']:,} records are safe",
+            f"{place.path} holds them",
+            "the same command goes on from there; with --resume never it starts anew",
+        ) from None
     except OSError as error:
+        again = "then the same command goes on where it stopped" if place.saved else "or choose another output folder"
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise HostError(
-                f"no space left for {out}", str(error), "free some, or make it smaller: --short-side 256"
-            ) from error
-        raise HostError(f"{out} cannot be written", str(error), "choose another output folder") from error
+            smaller = "" if place.saved else "; --short-side 256 makes it smaller"
+            raise HostError(f"no space left for {out}", str(error), f"free some, {again}{smaller}") from error
+        raise HostError(f"{out} cannot be written", str(error), f"check the disk, {again}") from error
     return Corpus.open(out)
+
+
+def _prepare_in(
+    place: Workplace, source: Source, options: PrepareOptions, progress: Progress | None, say: Note
+) -> None:
+    """Prepare in the workplace, which stays only where the same command can go on in it."""
+    shaping = {name: value for name, value in _shaping_options(options).items() if name != "max_dropped"}
+    digest = fingerprint(source, shaping)
+    before = place.read() if options.resume == "auto" else None
+    if before is not None and before["fingerprint"] != digest:
+        say("an earlier run was cut off, but the source or the options are others now: starting anew")
+        before = None
+    if before is not None and place.published:
+        place.remove()
+        return
+    try:
+        check_output(place.out, options.overwrite)
+    except DataError:
+        if not place.saved:
+            place.remove()
+        raise
+    try:
+        if before is not None:
+            say(f"going on from record {before['read']:,}, where an earlier run was cut off")
+            try:
+                _Run(source, options, place, digest, progress).run(before)
+            except SourceChanged:
+                say("no: the source has changed since; starting anew")
+                before = None
+        if before is None:
+            place.restart()
+            _Run(source, options, place, digest, progress).run()
+    except BaseException as error:
+        # A full disk or a lost connection is no reason to begin from the start. A verdict on the data is final.
+        if isinstance(error, _Unusable) or not place.saved:
+            place.remove()
+        raise
+    place.publish()
+
+
+class _Unusable(DataError):
+    """The records of the source were read, and cannot be made a corpus of."""
 
 
 def _refuse_own_source(source: Source, out: Path) -> None:
@@ -156,9 +240,10 @@ class _Run:
     """One preparation: the loop, and what it counts."""
 
     def __init__(
-        self, source: Source, options: PrepareOptions, writer: CorpusWriter, progress: Callable[[int, int], None] | None
+        self, source: Source, options: PrepareOptions, place: Workplace, digest: str, progress: Progress | None
     ) -> None:
-        self.source, self.options, self.writer, self.progress = source, options, writer, progress
+        self.source, self.options, self.place, self.digest, self.progress = source, options, place, digest, progress
+        self.writer = CorpusBuilder(place.corpus)
         self.splits = SplitAssigner(source, options.split_lists, options.split_fractions, options.split)
         self.features = features_for(class_names=source.class_names, groups="group_column" in source.choices)
         self.rules = Rules(
@@ -181,30 +266,43 @@ class _Run:
         self.keys: set[int] = set()
         self.open: dict[str, SplitWriter] = {}
         self.read = self.resized = self.renamed = 0
+        self.start = Position()
+        self.ahead: deque[Position] = deque()  # of the items that are with the workers
+        self.point = 0  # records read at the last durable point
         self.stopped = False
         totals = [part.total for part in source.parts]
         self.total = 0 if None in totals or options.limit else sum(total or 0 for total in totals)
 
-    def run(self) -> None:
-        """Read, clean and write everything; fill the writer's info."""
-        self.log = DroppedLog(self.writer.folder / "dropped.parquet")
+    def run(self, before: Mapping[str, Any] | None = None) -> None:
+        """Read, clean and write everything.
+
+        Args:
+            before: the durable point to go on from.
+
+        Raises:
+            SourceChanged: what was read before is not what the source begins with.
+        """
+        self.log = DroppedLog(self.place.path / "dropped.arrow", before["log"] if before else None)
+        self.counted = CaptionJournal(self.place.path / "captions.arrow", before["counted"] if before else 0)
         try:
+            if before:
+                self._restore(before)
             self._loop()
             if not self.options.limit:
                 for item in self.splits.leftovers():
                     self.log.add(item)
             for item in self.splits.doubles:
                 self.log.add(item)
+            self._judge()
+            self._finish()
         finally:
-            self.log.close()
-        self._judge()
-        self._finish()
+            self.log.abort()
+            self.counted.abort()
+            self.writer.abort()
 
     def _loop(self) -> None:
-        work = partial(clean_all, rules=self.rules)
-        workers = self.options.workers or usable_cores()
-        preload = ["softclip_cli.data.resize"] if self.rules.short_side else []
-        for item, result in ordered_map(work, self._chunks(), workers, _crashed, preload):
+        for item, result in self._cleaned():
+            position = self.ahead.popleft()
             if isinstance(result, Dropped):
                 if not self._full(result.split):
                     self.read += 1
@@ -219,15 +317,62 @@ class _Run:
             if hopeless and self.read >= STOP_AFTER:
                 self.stopped = True
                 break
+            # Counted in records and bytes, never in seconds: so the batches that are written do not depend on the time.
+            if self.writer.full or self.read - self.point >= POINT_RECORDS:
+                self._save(position)
+        else:
+            self._save(Position(len(self.source.parts)))
         if self.progress:
             self.progress(self.read, max(self.read, self.total))
+
+    def _cleaned(self) -> Iterator[tuple[Candidate | Dropped, Cleaned | Dropped]]:
+        work = partial(clean_all, rules=self.rules)
+        if self.options.engine == "ray":
+            return ray_ordered_map(work, self._chunks(), self.options.workers, _crashed)
+        workers = self.options.workers or usable_cores()
+        preload = ["softclip_cli.data.resize"] if self.rules.short_side else []
+        return ordered_map(work, self._chunks(), workers, _crashed, preload)
+
+    def _save(self, position: Position) -> None:
+        """Make a durable point: what was read up to the position is written, and on the disk."""
+        self.point = self.read
+        for store in (self.writer, self.log, self.counted):
+            store.flush()
+            store.sync()
+        self.place.save(
+            {
+                "fingerprint": self.digest,
+                "position": dataclasses.astuple(position),
+                "splits": {name: writer.state() for name, writer in self.open.items()},
+                "log": self.log.state(),
+                "counted": self.counted.length,
+                "noted": self.noted.state(),
+                **{name: getattr(self, name) for name in COUNTS},
+            }
+        )
+
+    def _restore(self, before: Mapping[str, Any]) -> None:
+        """Be where the run that made the durable point was."""
+        self.start = Position(*before["position"])
+        self.open = self.writer.restore(self.features, before["splits"])
+        for name in COUNTS:
+            setattr(self, name, type(getattr(self, name))(before[name]))
+        self.noted = Noted(before["noted"])
+        self.repeats.count_again(self.counted.captions())
+        self.point = self.read
+        for split, writer in self.open.items():
+            self.keys.update(_digest(split, key) for key in writer.written_keys())
 
     def _chunks(self) -> Iterator[list[Candidate | Dropped]]:
         chunk: list[Candidate | Dropped] = []
         size = 0
-        for part in self.source.parts:
-            for item in self._items(part):
+        for number, part in enumerate(self.source.parts):
+            # Split lists must know which of their entries the source has, so all parts are read for them.
+            if number < self.start.part and not self.splits.lists:
+                continue
+            for position, item in self._items(number, part):
                 chunk.append(item)
+                self.ahead.append(position)
                 size += _weight(item)
                 if size >= CHUNK_BYTES:
                     yield chunk
@@ -235,21 +380,22 @@ class _Run:
         if chunk:
             yield chunk
 
-    def _items(self, part: Part) -> Iterator[Candidate | Dropped]:
+    def _items(self, number: int, part: Part) -> Iterator[tuple[Position, Candidate | Dropped]]:
         only = self.splits.only_split(part)
-        for item in part.records():
+        for position, item, fresh in unread(number, part, self.start):
             # Whether a split is full depends here on how far the workers are: that saves work, but `_keep` decides.
             if only and self._full(only):
                 return
             if isinstance(item, Candidate):
                 refused = self.splits.assign(item)
                 if refused:
-                    yield refused
+                    if fresh:
+                        yield position, refused
                     continue
             else:
                 item.split = only or (split_name(item.split) if item.split else "")
-            if not item.split or not self._full(item.split):
-                yield item
+            if fresh and (not item.split or not self._full(item.split)):
+                yield position, item
 
     def _full(self, split: str) -> bool:
         return self.options.limit is not None and self.rows[split] >= self.options.limit
@@ -262,6 +408,7 @@ class _Run:
         for caption in result.dropped:
             self.log.add(caption)
         captions, repeated = self.repeats.keep(result.captions)
+        self.counted.add(captions)
         for text in repeated:
             detail = f"on {self.options.max_repeats:,} images already: {text[:80]!r}"
             self.log.add(Dropped(item.key, split, "repeated-caption", detail))
@@ -300,7 +447,7 @@ class _Run:
     def _split_writer(self, split: str) -> SplitWriter:
         if split not in self.open:
             if len(self.open) >= MAX_SPLITS:
-                raise DataError(
+                raise _Unusable(
                     f"{self.source.path} has more than {MAX_SPLITS} splits",
                     "such as " + ", ".join(list(self.open)[:5]),
                     "is the column of the splits the right one? choose another --split-column",
@@ -313,13 +460,13 @@ class _Run:
         share = self.log.share(kept)
         if kept == 0 and not self.stopped:
             why = self.log.explain() or self.log.explain("choice") or "it has no records"
-            raise DataError(
+            raise _Unusable(
                 f"no usable record in {self.source.path}", why, self.log.hint() or "check the path and the options"
             )
         if share > self.options.max_dropped:
             # A run that stopped early has not seen all that is broken.
             seen, limit = ("the first ", 1.0) if self.stopped else ("", _round_up(share))
-            raise DataError(
+            raise _Unusable(
                 f"{self.log.broken:,} of {seen}{kept + self.log.broken:,} records ({share:.1%}) of {self.source.path} "
                 f"cannot be used, more than --max-dropped allows ({self.options.max_dropped:.1%})",
                 self.log.explain(),
@@ -349,12 +496,14 @@ class _Run:
             "resized": self.resized,
             "renamed_keys": self.renamed,
         }
+        self.log.close(self.writer.folder / "dropped.parquet")
         info["dropped"] = self.log.report(sum(self.rows.values()))
         info["noted"] = self.noted.report()
         info["repeats"] = self.repeats.report()
         info["options"] = _shaping_options(self.options)
         if self.source.class_names is not None:
             info["class_names"] = self.source.class_names
+        self.writer.finish()
 
 
 def _weight(item: Candidate | Dropped) -> int:
@@ -387,7 +536,7 @@ def _shaping_options(options: PrepareOptions) -> dict[str, Any]:
     given = {}
     for option in dataclasses.fields(options):
         value = getattr(options, option.name)
-        if option.name in {"workers", "overwrite"} or value == getattr(defaults, option.name):
+        if option.name in {"workers", "engine", "overwrite", "resume"} or value == getattr(defaults, option.name):
             continue
         if isinstance(value, Mapping):
             value = {name: str(entry) if isinstance(entry, Path) else entry for name, entry in value.items()}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softclip_cli.data.sharded.corpus import ShardedSplit
 from softclip_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class ArrowImages(ImageSource):
     """
 
     def __init__(
-        self, dataset: datasets.Dataset, signature: str, column: str = "image", keys: str | None = "key"
+        self, dataset: datasets.Dataset | ShardedSplit, signature: str, column: str = "image", keys: str | None = "key"
     ) -> None:
         self.dataset = dataset.select_columns([column])
         self.column = column
@@ -238,10 +239,12 @@ def cell_bytes(cell: Any) -> bytes:
     raise DataError("image cannot be read", "the cell is empty")
 
 
-def as_images(images: ImageSource | Sequence[bytes] | datasets.Dataset) -> ImageSource:
-    """A source for plain bytes, a `datasets.Dataset` with an `image` column, or a source as it is."""
+def as_images(images: ImageSource | Sequence[bytes] | datasets.Dataset | ShardedSplit) -> ImageSource:
+    """A source for plain bytes, a `datasets.Dataset` with an `image` column, a split of shards, or a source as it is."""
     if isinstance(images, ImageSource):
         return images
+    if isinstance(images, ShardedSplit):
+        return ArrowImages(images, images.signature)
     import datasets
 
     if isinstance(images, datasets.Dataset):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from softclip_cli.data.batches import Batch, group_ids, local_rows
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.sampler import EpochSampler, generator
+from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit
 from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.embed import EmbedOptions, embed_images, embed_texts, evaluating, text_cache_key
 from softclip_cli.evaluation.images import ArrowImages, digest
@@ -57,9 +59,9 @@ class FeatureStore:
 
 def trunk_features(
     model: Model,
-    corpus: Corpus,
+    corpus: Corpus | ShardedCorpus,
     split: str,
-    data: datasets.Dataset,
+    data: datasets.Dataset | ShardedSplit,
     *,
     options: EmbedOptions,
     progress: Callable[[str, int, int], None] | None = None,
@@ -72,7 +74,7 @@ def trunk_features(
     images = embed_images(
         model,
         ArrowImages(data, f"{corpus.fingerprint}/{split}"),
-        name=corpus.path.name,
+        name=Path(corpus.path).name,
         features="trunk",
         options=options,
         progress=lambda done, total: report("image features", done, total),
@@ -117,9 +119,9 @@ def text_trunk_features(
 
 def teacher_embeddings(
     model: Model,
-    corpus: Corpus,
+    corpus: Corpus | ShardedCorpus,
     split: str,
-    data: datasets.Dataset,
+    data: datasets.Dataset | ShardedSplit,
     *,
     captions: str,
     texts: bool = True,
@@ -142,7 +144,7 @@ def teacher_embeddings(
     images = embed_images(
         model,
         ArrowImages(data, f"{corpus.fingerprint}/{split}"),
-        name=corpus.path.name,
+        name=Path(corpus.path).name,
         features="trunk" if trunk else "projected",
         skip_damaged=True,
         options=options,

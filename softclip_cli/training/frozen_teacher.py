@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from softclip_cli.data.corpus import Corpus
+from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit
 from softclip_cli.data.text import Tokenize
 from softclip_cli.errors import HostError, ModelError
 from softclip_cli.evaluation.embed import EmbedOptions
@@ -131,7 +132,7 @@ class FrozenTeacher:
             ]
         return []
 
-    def stored_bytes(self, data: datasets.Dataset, captions: str) -> int:
+    def stored_bytes(self, data: datasets.Dataset | ShardedSplit, captions: str) -> int:
         """What the stored embeddings of a split take."""
         count = 0 if not self.texts else len(data) if captions == "first" else count_captions(data)
         width = self.model.image.visual.trunk.num_features if self.trunk else self.model.embed_dim
@@ -153,9 +154,9 @@ class FrozenTeacher:
 
     def stored(
         self,
-        corpus: Corpus,
+        corpus: Corpus | ShardedCorpus,
         split: str,
-        data: datasets.Dataset,
+        data: datasets.Dataset | ShardedSplit,
         captions: str,
         *,
         processes: int,
@@ -213,8 +214,8 @@ class Prepared:
 def prepare_teacher(
     frozen: FrozenTeacher,
     settings: TrainSettings,
-    corpus: Corpus,
-    data: datasets.Dataset,
+    corpus: Corpus | ShardedCorpus,
+    data: datasets.Dataset | ShardedSplit,
     *,
     student: Model,
     steps: int,
@@ -276,9 +277,12 @@ def prepare_teacher(
     return Prepared(teacher, None, record)
 
 
-def count_captions(data: datasets.Dataset) -> int:
-    """How many captions a split has."""
+def count_captions(data: datasets.Dataset | ShardedSplit) -> int:
+    """How many captions a split has; of shards, which would have to be read for it, at least how many."""
     import pyarrow.compute as pc
+
+    if isinstance(data, ShardedSplit):
+        return len(data)
 
     return int(pc.sum(pc.list_value_length(data.with_format("arrow")["captions"][:])).as_py() or 0)
 

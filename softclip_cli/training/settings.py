@@ -46,7 +46,8 @@ class DataSettings(Section):
     """What it is trained on."""
 
     corpus: str = ""
-    """Prepared corpus (softclip data prepare); empty: the generated corpus, made if it is not there."""
+    """Prepared corpus (softclip data prepare), or tars or Parquet files: a folder, a pattern such as shards/{000..099}.tar, an
+    fsspec address; empty: the generated corpus, made if it is not there."""
     split: str = "train"
     """Split to train on."""
     limit: int = Field(default=0, ge=0)
@@ -55,6 +56,8 @@ class DataSettings(Section):
     """Pairs a step, over all processes: the contrastive batch."""
     micro_batch: int = Field(default=0, ge=0)
     """Encode this many pairs at a time and contrast the whole batch all the same (exact); 0: all at once."""
+    shuffle_window: int = Field(default=128, ge=1)
+    """Megabytes of tars or Parquet that are shuffled together, of blocks from all over the data. Prepared corpora are shuffled freely."""
     captions: Literal["random", "first"] = "random"
     """Which of an image's captions a step sees."""
     augment: Literal["crop", "resize-crop", "none"] = "crop"

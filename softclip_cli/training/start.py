@@ -16,7 +16,9 @@ from softclip_cli.data.batches import Batch, StepDataset, batches, choose_worker
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop
 from softclip_cli.data.sampler import EpochSampler
+from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit, names_shards
 from softclip_cli.errors import DataError, UsageError
+from softclip_cli.evaluation.cache import default_folder
 from softclip_cli.evaluation.locate import data_root
 from softclip_cli.model import Model
 from softclip_cli.objectives.objective import Objective
@@ -98,9 +100,10 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         )
     dtype, why = choose_precision(settings.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-    corpus = open_corpus(settings, report)
+    with first_ahead(world):
+        corpus = open_corpus(settings, report)
     data = training_split(corpus, settings)
-    sampler = EpochSampler(len(data), settings.data.batch_size, settings.schedule.seed)
+    sampler = build_sampler(data, settings)
     steps = settings.schedule.steps or max(1, round(settings.schedule.epochs * sampler.steps_per_epoch))
 
     model = build_model(settings, device)
@@ -268,8 +271,23 @@ def build_average(objective: Objective, encoder: Encoder) -> tuple[EmaTeacher | 
     return ema, AverageTeacher(encoder.like(ema.module))
 
 
-def open_corpus(settings: TrainSettings, report: Report) -> Corpus:
-    """The corpus that the settings name, or the generated one, made where it is not there yet."""
+def build_sampler(data: Any, settings: TrainSettings) -> EpochSampler:
+    """Which samples a step sees: shuffled freely, or in windows where they are read best in stretches."""
+    batch_size, seed = settings.data.batch_size, settings.schedule.seed
+    if isinstance(data, ShardedSplit):
+        return data.sampler(batch_size, seed, settings.data.shuffle_window << 20)
+    return EpochSampler(len(data), batch_size, seed)
+
+
+def open_corpus(settings: TrainSettings, report: Report) -> Corpus | ShardedCorpus:
+    """The corpus or the shards that the settings name, or the generated corpus, made where it is not there yet."""
+    if settings.data.corpus and names_shards(settings.data.corpus):
+        shards = ShardedCorpus.open(
+            settings.data.corpus, default_folder() / "shards", partial(_progress, report, "shards indexed")
+        )
+        for line in shards.notes:
+            report("note", {"text": line})
+        return shards
     if settings.data.corpus:
         return Corpus.open(settings.data.corpus)
     from softclip_cli.data.generated.generate import generate_corpus
@@ -285,7 +303,7 @@ def open_corpus(settings: TrainSettings, report: Report) -> Corpus:
     )
 
 
-def training_split(corpus: Corpus, settings: TrainSettings) -> Any:
+def training_split(corpus: Corpus | ShardedCorpus, settings: TrainSettings) -> Any:
     """The rows to train on.
 
     Raises:
@@ -296,6 +314,8 @@ def training_split(corpus: Corpus, settings: TrainSettings) -> Any:
         raise DataError(f"split {settings.data.split!r} of {corpus.path} is empty", hint="prepare the corpus again")
     if settings.data.limit:
         data = data.select(range(min(settings.data.limit, len(data))))
+    if isinstance(data, ShardedSplit):
+        return data  # what has no caption was left out by the index
     lengths = data.with_format("arrow")["captions"][:]
     empty = sum(1 for captions in lengths if not len(captions))
     if empty:
@@ -307,7 +327,7 @@ def training_split(corpus: Corpus, settings: TrainSettings) -> Any:
     return data
 
 
-def data_facts(corpus: Corpus, settings: TrainSettings, rows: int) -> dict[str, Any]:
+def data_facts(corpus: Corpus | ShardedCorpus, settings: TrainSettings, rows: int) -> dict[str, Any]:
     """What data.json says."""
     return {
         "corpus": str(corpus.path),

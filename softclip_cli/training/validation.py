@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from softclip_cli.data.corpus import Corpus
+from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit
 from softclip_cli.evaluation.embed import EmbedOptions, embed_images, embed_texts, evaluating
+from softclip_cli.evaluation.images import as_images
 from softclip_cli.evaluation.retrieval import retrieval_metrics
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder
 from softclip_cli.training.features import trunk_features
@@ -33,7 +35,7 @@ class Validator:
     """
 
     model: Model
-    data: datasets.Dataset
+    data: datasets.Dataset | ShardedSplit
     options: EmbedOptions
     owner: np.ndarray
     texts: list[str]
@@ -46,7 +48,7 @@ class Validator:
     def open(
         cls,
         model: Model,
-        corpus: Corpus,
+        corpus: Corpus | ShardedCorpus,
         split: str,
         limit: int,
         options: EmbedOptions,
@@ -84,7 +86,7 @@ class Validator:
                 image = encoder.image(self.image_features.to(device)).cpu()
                 text = encoder.text(self.text_features.to(device)).cpu()
         else:
-            images = embed_images(self.model, self.data, name=self.name, options=self.options)
+            images = embed_images(self.model, as_images(self.data), name=self.name, options=self.options)
             assert images.projected is not None
             image, text = images.projected, embed_texts(self.model, self.texts, options=self.options)
         metrics: dict[str, Any] = retrieval_metrics(image, text, self.owner)[0]

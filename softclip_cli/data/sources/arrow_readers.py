@@ -82,11 +82,12 @@ class ParquetReader(ArrowReader):
 
     def __init__(self, path: Path | str, features: datasets.Features | None = None) -> None:
         self.path = path
-        with self._open() as file:
+        with self.open_file() as file:
             schema, self.total = file.schema_arrow, file.metadata.num_rows
         super().__init__(file_name(str(path)), schema, _features_of(schema) or features)
 
-    def _open(self) -> Any:
+    def open_file(self) -> Any:
+        """The file, opened for reading row groups."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -103,7 +104,7 @@ class ParquetReader(ArrowReader):
         """Yield record batches."""
         import pyarrow as pa
 
-        with self._open() as file:
+        with self.open_file() as file:
             try:
                 yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False)
             except (pa.ArrowException, OSError) as error:

@@ -59,7 +59,7 @@ def open_source(source: str, options: SourceOptions, reason: str) -> Source:
     for file in files:
         folder = file.parent
         # default/train/0000.parquet: the folder is the split, the one above it the configuration.
-        if folder != root and _split(file) is not None and SHARD.fullmatch(file.stem) is None and _usual(folder.name):
+        if folder != root and split_of(file) is not None and SHARD.fullmatch(file.stem) is None and _usual(folder.name):
             folder = folder.parent
         configurations.setdefault(folder, []).append(file)
     if len(configurations) > 1:
@@ -71,7 +71,7 @@ def open_source(source: str, options: SourceOptions, reason: str) -> Source:
         )
     folder = next(iter(configurations))
     card = _card_features(root, folder)
-    tables = [(_split(file), ParquetReader(file, card)) for file in files]
+    tables = [(split_of(file), ParquetReader(file, card)) for file in files]
     return table_source("parquet", source, reason, tables, options, root)
 
 
@@ -80,7 +80,7 @@ def _open_places(source: str, options: SourceOptions, reason: str) -> Source:
     places = expand(source, SUFFIXES)
     if not places:
         raise DataError(f"no Parquet files at {shown(source)}", hint="check the pattern or the address")
-    tables = [(_split(PurePosixPath(shown(place))), ParquetReader(place)) for place in places]
+    tables = [(split_of(PurePosixPath(shown(place))), ParquetReader(place)) for place in places]
     return table_source("parquet", shown(source), reason, tables, options, Path())
 
 
@@ -90,7 +90,8 @@ def _usual(name: str) -> str | None:
     return SPLIT_NAMES.get(word.group().lower()) if word else None
 
 
-def _split(file: PurePath) -> str | None:
+def split_of(file: PurePath) -> str | None:
+    """The split that the name of a file, or of its folder, tells."""
     shard = SHARD.fullmatch(file.stem)
     if shard:
         return split_name(shard["split"])

@@ -29,12 +29,14 @@ class Member:
         size: in bytes.
         problem: why it is refused (a link, a device, a path that leads out of the folder); empty for a usable file.
         data: its content; None where it is refused or larger than the limit.
+        offset: where its content begins in the tar.
     """
 
     name: str
     size: int
     problem: str = ""
     data: bytes | None = None
+    offset: int = 0
 
 
 def read_tar(stream: IO[bytes], limit: Callable[[str], int]) -> Iterator[Member]:
@@ -56,10 +58,11 @@ def read_tar(stream: IO[bytes], limit: Callable[[str], int]) -> Iterator[Member]
         problem = _problem(info, name)
         # Only files have content; a hostile size of a link must not make us jump.
         size = info.size if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES else 0
+        offset = walker.place
         data = walker.read(size, name) if not problem and size <= limit(name) else None
         if data is None:
             walker.skip(size, name)
-        yield Member(name, size, problem, data)
+        yield Member(name, size, problem, data, offset)
 
 
 def _problem(info: tarfile.TarInfo, name: str) -> str:
