@@ -12,7 +12,7 @@ import errno
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from softclip_cli.data.clean import Cleaned, Rules, clean_all
 from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, SplitWriter, features_for
 from softclip_cli.data.dropped import DroppedLog, Noted
 from softclip_cli.data.ordered_map import ordered_map
+from softclip_cli.data.settle import DEDUP, Protected, Settling, settle, staging
+from softclip_cli.data.signature import COLUMN, signature_column
 from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
 from softclip_cli.data.splits import SplitAssigner
@@ -51,6 +53,7 @@ class PrepareOptions(SourceOptions):
         workers: processes; by default one a core. The result does not depend on it.
         min_side, max_aspect, animated, caption_characters, caption_words, languages: as in `clean.Rules`.
         max_repeats: the same caption stands on at most so many images; later ones lose it. None for any number.
+        dedup: "drop" leaves later duplicates out, "group" makes them positives of each other, "keep" does not look.
         max_dropped: the share of broken records from which on preparing fails.
         overwrite: replace a corpus that is there.
 
@@ -72,6 +75,7 @@ class PrepareOptions(SourceOptions):
     caption_words: Range = Rules.words
     languages: tuple[str, ...] = ()
     max_repeats: int | None = None
+    dedup: str = "keep"
     max_dropped: float = 0.05
     overwrite: bool = False
 
@@ -93,6 +97,8 @@ class PrepareOptions(SourceOptions):
             problems.append(f"--animated {self.animated}: first or drop")
         if self.max_repeats is not None and self.max_repeats < 1:
             problems.append(f"--max-repeats {self.max_repeats}: must be at least 1")
+        if self.dedup not in DEDUP:
+            problems.append(f"--dedup {self.dedup}: {', '.join(DEDUP[:-1])} or {DEDUP[-1]}")
         if not 0 <= self.max_dropped <= 1:
             problems.append(f"--max-dropped {self.max_dropped}: a share from 0 to 1")
         if not all(0 < share < 1 for share in self.split_fractions.values()) or sum(self.split_fractions.values()) >= 1:
@@ -108,7 +114,12 @@ class PrepareOptions(SourceOptions):
 
 
 def prepare(
-    source: Path | str, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+    source: Path | str,
+    out: Path,
+    options: PrepareOptions,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    against: Sequence[Protected] = (),
 ) -> Corpus:
     """Prepare a corpus.
 
@@ -117,20 +128,40 @@ def prepare(
         out: the folder to make; it appears when the corpus is whole, and never in part.
         options: how.
         progress: called with (records done, records in all; 0 where that is not known).
+        note: told, in a line for people, what is done after the reading.
+        against: evaluation sets; training images that are near-duplicates of theirs are left out.
 
     Raises:
         UsageError: an option or column that does not fit the source.
         DataError: the source cannot be read, too many of its records are broken, or none is left; `out` is in the way.
         HostError: the disk is full, or `out` cannot be written.
     """
-    return prepare_source(open_source(str(source), options), out, options, progress)
+    return prepare_source(open_source(str(source), options), out, options, progress, note, against)
 
 
 def prepare_source(
-    source: Source, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+    source: Source,
+    out: Path,
+    options: PrepareOptions,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    against: Sequence[Protected] = (),
 ) -> Corpus:
     """As `prepare`, from a source that is open already (a command prints its reason and notes first)."""
     out = Path(out)
+    if options.dedup == "keep" and not against:
+        return _prepare_source(source, out, options, progress)
+    CorpusWriter(out, overwrite=options.overwrite)  # refuses what is in the way, before hours of work
+    _refuse_own_source(source, out)
+    settings = Settling(options.dedup, tuple(against), options.workers or usable_cores(), options.overwrite)
+    with staging(out) as stage:
+        _prepare_source(source, stage, options, progress)
+        return settle(Corpus.open(stage), out, settings, progress, note)
+
+
+def _prepare_source(
+    source: Source, out: Path, options: PrepareOptions, progress: Callable[[int, int], None] | None = None
+) -> Corpus:
     _refuse_own_source(source, out)
     if options.caption_templates and source.class_names is None:
         raise UsageError("--caption-template needs class names", f"{source.path} has no labels", "see --label-column")
@@ -160,7 +191,9 @@ class _Run:
     ) -> None:
         self.source, self.options, self.writer, self.progress = source, options, writer, progress
         self.splits = SplitAssigner(source, options.split_lists, options.split_fractions, options.split)
-        self.features = features_for(class_names=source.class_names, groups="group_column" in source.choices)
+        self.features = features_for(
+            class_names=source.class_names, groups="group_column" in source.choices, extra=signature_column()
+        )
         self.rules = Rules(
             needs_caption=source.has_captions and not options.caption_templates,
             encoding=options.encoding,
@@ -279,6 +312,7 @@ class _Run:
         image = result.image if result.image is not None else item.image
         assert isinstance(image, bytes)
         record = Record(self._unique(split, item.key), image, captions, item.label, item.group)
+        record.extra[COLUMN] = result.signature
         self._split_writer(split).write(record)
         self.rows[split] += 1
         self.captions[split] += len(captions)
