@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from softclip_cli.data.decode import open_image
+from softclip_cli.data.decode import open_image, open_pixels
 from softclip_cli.data.duplicates import Pairs, duplicates_within
 from softclip_cli.data.near_index import HashIndex
 from softclip_cli.data.perceptual import WINDOWS, Hasher, cutting, packed
@@ -189,7 +189,7 @@ def cost(photos: list[Path], count: int, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {"decode": [], "signature": []}
     for _ in range(rounds):
         began = time.perf_counter()
-        images = [open_image(data) for data in files]
+        images = [open_pixels(data) for data in files]
         middle = time.perf_counter()
         for image in images:
             signature(image)
