@@ -4,7 +4,8 @@
 
 The trainer's own step is timed, on the same batches and from the same weights. An objective and `clip` take turns, each going first
 every other time; the median of the turns counts. Batches are decoded beforehand, and the step stands at the end of the schedule, where
-the soft targets have their full share. An objective that cannot be trained here is left out with the reason.
+the soft targets have their full share. A frozen teacher is as large as the student and sees its views. An objective that cannot be
+trained here is left out with the reason.
 
 The default is ViT-S-32-alt, the smallest of open_clip's usual architectures, with 64 pairs: towers take nearly all of the time, as in
 any real training, and a step takes seconds on two cores. A larger model makes every ratio better, but that of a teacher with a forward

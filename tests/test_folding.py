@@ -1,7 +1,8 @@
-"""Attention without gradient on a CPU: the same embeddings, by one product instead of one for each position."""
+"""A teacher's attention on a CPU: the same embeddings, by one product instead of one for each position."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -27,7 +28,9 @@ class BatchedProducts(TorchDispatchMode):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return build_model(small("vit"), {}).eval()
+    made = build_model(small("vit"), {}).eval()
+    made.net.requires_grad_(False)  # as a teacher's weights are
+    return made
 
 
 def embed(model: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -48,8 +51,12 @@ def test_the_embeddings_are_the_same_and_nothing_goes_position_by_position(model
     torch.testing.assert_close(text, plain_text, rtol=0, atol=1e-2)
 
 
-def test_training_is_left_alone():
-    with torch.enable_grad():
-        assert type(folded(torch.device("cpu"))).__name__ == "nullcontext"
+def test_training_and_float32_are_left_alone():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(folded(cpu), nullcontext)  # with gradient
+        with torch.no_grad():
+            assert isinstance(folded(cuda), nullcontext)
+            assert not isinstance(folded(cpu), nullcontext)
     with torch.no_grad():
-        assert type(folded(torch.device("cuda"))).__name__ == "nullcontext"
+        assert isinstance(folded(cpu), nullcontext)

@@ -232,7 +232,7 @@ def test_the_stand_in_tower_is_built_as_the_recipe_says(tmp_path):
 
 
 def test_smoke_takes_any_settings(tmp_path):
-    """Frozen towers, micro-batches and a queue, without a recipe."""
+    """A queue with micro-batches, frozen towers, and a frozen teacher, without a recipe; nothing stays in the cache."""
     code, out, err = run(
         *("train", "--smoke", "--json", "--device", "cpu", "--objective", "albef", "--micro-batch", "64")
     )
@@ -240,6 +240,9 @@ def test_smoke_takes_any_settings(tmp_path):
     assert json.loads(out)["recipe"] is None
     assert "data.micro_batch 64 → 2" in err
     code, _, err = run("train", "--smoke", "--json", "--device", "cpu", "--lock", "image,text")
+    assert code == 0, err
+    teacher = ("--set", "objective.teacher_model=tiny", "--set", "data.teacher_features=stored")
+    code, _, err = run("train", "--smoke", "--json", "--device", "cpu", "--objective", "distill", *teacher)
     assert code == 0, err
     assert not (tmp_path / "runs").exists()
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
@@ -257,7 +260,9 @@ def test_an_unknown_text_tower_is_replaced_by_a_guess_that_is_said(tmp_path):
 
 def test_weights_of_an_architecture_are_not_fetched(tmp_path):
     made = build(TrainSettings, {"model": {"reference": "ViT-B-32@laion2b_s34b_b79k"}})
-    assert smoke_settings(made, tmp_path)[0].model.reference == "ViT-B-32"
+    assert smoke_settings(made, tmp_path / "one")[0].model.reference == "ViT-B-32"
+    made = build(TrainSettings, {"objective": {"name": "distill", "teacher_model": "ViT-B-32@laion2b_s34b_b79k"}})
+    assert smoke_settings(made, tmp_path / "two")[0].objective.teacher_model == "ViT-B-32"
 
 
 def test_smoke_has_no_run_folder_to_name(tmp_path):
