@@ -109,7 +109,6 @@ def compare(
 def run(options: argparse.Namespace, corpus: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """A row for each objective."""
     base = make_trainer({"name": BASE}, corpus, folder / BASE, options)
-    batches = list(base.source(0, BATCHES))
     clock = time.process_time if options.cpu_time else time.perf_counter
     for name, objective in contenders(options.presets).items():
         row: dict[str, Any] = {"objective": name, "seconds": None, "clip_seconds": None, "ratio": None, "left_out": ""}
@@ -118,6 +117,7 @@ def run(options: argparse.Namespace, corpus: Path, folder: Path) -> Iterator[dic
         except SoftclipError as error:
             yield row | {"left_out": error.what}
             continue
+        batches = list(other.source(0, BATCHES))  # the same for both, but for what a frozen teacher reads
         clip_seconds, seconds = compare(base, other, batches, options.repeats, clock)
         yield row | {"seconds": seconds, "clip_seconds": clip_seconds, "ratio": seconds / clip_seconds}
         del other

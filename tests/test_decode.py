@@ -402,7 +402,7 @@ class Drawn:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [*SIZES, (256, 256), (500, 375)], ids=str)
 def test_resize_crop_equals_torchvisions_resize_and_a_crop(interpolation: str, size: tuple[int, int]) -> None:
-    """Pixel by pixel, for images that are not decoded at a fraction of their size."""
+    """The geometry exactly, the pixels to torch's rounding, for images that are not decoded at a fraction of their size."""
     from torchvision.transforms import InterpolationMode, Resize
     from torchvision.transforms import functional as F
 
@@ -414,7 +414,7 @@ def test_resize_crop_equals_torchvisions_resize_and_a_crop(interpolation: str, s
         top = int(down * (resized.height - 224 + 1))
         expected = np.asarray(F.crop(resized, top, left, 224, 224))
         found = train_view(data, spec, ResizeCrop(256), Drawn(across, down))  # type: ignore[arg-type]
-        np.testing.assert_array_equal(found, expected)
+        assert np.abs(found.astype(int) - expected).max() <= 2
 
 
 def test_resize_crop_reaches_every_corner_and_may_flip() -> None:
@@ -438,5 +438,5 @@ def test_a_large_jpeg_keeps_the_geometry_though_it_is_decoded_smaller(size: tupl
     data = encode(Image.fromarray(ramp.astype(np.uint8)).convert("RGB"), "JPEG", quality=95)
     resized = Resize(256, InterpolationMode.BICUBIC)(Image.open(io.BytesIO(data)))
     opened = open_for_crops(data, Preprocess(size=224), ResizeCrop(256))
-    assert opened.size == resized.size
-    assert np.abs(np.asarray(opened, float) - np.asarray(resized, float)).max() < 4
+    assert opened.shape == (resized.height, resized.width, 3)
+    assert np.abs(opened.astype(float) - np.asarray(resized, float)).max() < 4

@@ -185,9 +185,9 @@ def test_live_embeddings_are_those_of_the_plain_model(corpus, folders):
     """The student's pixels as they are, or resized as Pillow does; the captions through the teacher's own tokenizer."""
     student, teacher = open_model(folders["student"]), open_model(folders["teacher"])
     batch = dataset(corpus, student, teacher=teacher, augment=True)[0]
-    image, text = LiveTeacher(student)(batch, slice(3, 8))
+    image, text = LiveTeacher(student, texts=False)(batch, slice(3, 8))
     torch.testing.assert_close(image, student.encode_image(batch.image[3:8]).detach())
-    assert len(text) == 5
+    assert text.shape == (0, 32)
     image, text = LiveTeacher(teacher)(batch, slice(None))
     large = [
         np.asarray(Image.fromarray(view).resize((48, 48), Image.Resampling.BICUBIC)) for view in batch.image.numpy()
@@ -197,8 +197,6 @@ def test_live_embeddings_are_those_of_the_plain_model(corpus, folders):
         torch.testing.assert_close(text, teacher.encode_text(batch.teacher_text))
     torch.testing.assert_close(image, expected, rtol=0, atol=5e-3)
     assert not image.requires_grad and not text.requires_grad
-    batch.teacher_text = None
-    assert LiveTeacher(teacher)(batch, slice(None))[1].shape == (0, 24)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 5])
@@ -282,22 +280,26 @@ def divergence(student: Model, teacher: Model, path: Path) -> float:
     return total
 
 
-def test_the_student_moves_towards_its_teacher(colour_corpus, tiny_run, tmp_path):
-    """On pictures it was not trained on, the student's distribution comes close to the teacher's; plain clip's less so."""
-    teacher = open_model(str(tiny_run))
-    found = {}
+@pytest.mark.parametrize("features", ["live", "stored"])
+def test_the_student_moves_towards_its_teacher(colour_corpus, tiny_run, folders, tmp_path, features):
+    """On pictures it was not trained on, its distribution comes close to the teacher's; without the teacher it does not.
+
+    (A student without batch normalisation, whose running statistics lag behind in a run as short as this.)
+    """
+    teacher, found = open_model(str(tiny_run)), {}
     for objective in ({"name": "distill", "teacher_model": str(tiny_run)}, {"name": "clip"}):
         made = build(
             TrainSettings,
             SMALL,
-            {"data": {"corpus": str(colour_corpus), "captions": "first"}, "schedule": {"steps": 20, "seed": 5}},
-            {"objective": objective},
+            {"data": {"corpus": str(colour_corpus), "captions": "first"}, "schedule": {"steps": 20}},
+            {"model": {"reference": folders["student"]}, "objective": objective},
+            {"data": {"teacher_features": features}} if objective["name"] == "distill" else {},
         )
-        run = train(Plan(made, tmp_path / objective["name"]))
-        found[objective["name"]] = divergence(open_model(str(run)), teacher, colour_corpus)
-    before = divergence(open_model("tiny", seed=5), teacher, colour_corpus)
-    assert found["distill"] < 0.5 * before
-    assert found["distill"] < found["clip"]
+        run = runs.Run(train(Plan(made, tmp_path / objective["name"])))
+        found[objective["name"]] = divergence(open_model(str(run.checkpoint("last"))), teacher, colour_corpus)
+    before = divergence(open_model(folders["student"]), teacher, colour_corpus)
+    assert found["distill"] < 0.3 * before
+    assert found["distill"] < 0.3 * found["clip"]
 
 
 def case_of(**changes: Any) -> Circumstances:
@@ -321,6 +323,16 @@ def test_stored_or_live_is_chosen_with_a_reason(changes, expected, words):
     assert chosen == expected
     assert words in why
     assert choose_features("live", case_of(**changes)) == ("live", "as asked")
+
+
+@pytest.mark.parametrize(("augment", "expected"), [("crop", "live"), ("resize-crop", "live"), ("none", "stored")])
+def test_every_augmentation_counts_as_one(colour_corpus, folders, tmp_path, augment, expected):
+    """A teacher as large as its student, more than one epoch: the views alone decide."""
+    made = settings(
+        colour_corpus, folders["student"], folders["student"], data={"augment": augment}, schedule={"steps": 7}
+    )
+    trainer = prepare(Plan(made, tmp_path / "run"), World())
+    assert isinstance(trainer.teacher, LiveTeacher if expected == "live" else StoredTeacher)
 
 
 def test_an_unknown_teacher_is_named_by_its_setting(colour_corpus, tmp_path):
@@ -384,7 +396,7 @@ def test_a_pair_of_towers_teaches_images_by_its_pretrained_trunk(folders):
     assert "untrained" in FrozenTeacher(model, texts=True).warnings()[0]
     pixels = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
     batch = dataset_of(pixels)
-    image, _ = LiveTeacher(model, trunk=True)(batch, slice(None))
+    image, _ = LiveTeacher(model, texts=False, trunk=True)(batch, slice(None))
     torch.testing.assert_close(image, torch.nn.functional.normalize(model.image_trunk(pixels).detach(), dim=1))
 
 

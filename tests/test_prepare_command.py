@@ -139,7 +139,8 @@ def test_inspect_counts_what_is_there(tmp_path: Path) -> None:
     found = json.loads(call("inspect", tmp_path / "c", "--json").stdout)["splits"]["train"]
     assert (found["rows"], found["captions"]) == (4, 6)
     assert found["captions_per_image"] == {"min": 1, "median": 1.5, "max": 2}
-    assert found["words_per_caption"] == {"min": 1, "median": 2.0, "max": 5}
+    counts = [[1, 2], [2, 3], [5, 1]]
+    assert found["words_per_caption"] == {"min": 1, "median": 2.0, "max": 5, "counts": counts}
     assert found["repeated_captions"]["texts"] == 2
     assert found["repeated_captions"]["captions"] == 5
     assert found["repeated_captions"]["most_frequent"][:2] == [

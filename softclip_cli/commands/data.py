@@ -15,6 +15,7 @@ from softclip_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from softclip_cli.data.caption_rules import Range
+    from softclip_cli.data.leaks import Protected
 
 app = typer.Typer(
     name="data",
@@ -169,6 +170,33 @@ def prepare(
             rich_help_panel=CLEANING,
         ),
     ] = None,
+    dedup: Annotated[
+        str,
+        typer.Option(
+            metavar="drop|group|keep",
+            help="Duplicates and near-duplicates: leave later ones out, make them positives of each other (a group), or "
+            "do not look for them.",
+            rich_help_panel=CLEANING,
+        ),
+    ] = "keep",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="An evaluation set: training images that are near-duplicates of its images are left out, and shown in "
+            "OUT/leaks.html. A name of `softclip datasets list`, a folder or a corpus, with :SPLIT behind it if need be. "
+            "Repeatable.",
+            rich_help_panel=CLEANING,
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder that holds the datasets named by --against. [default: $SOFTCLIP_DATA, else ./data]",
+            rich_help_panel=CLEANING,
+        ),
+    ] = None,
     max_dropped: Annotated[
         float,
         typer.Option(
@@ -260,18 +288,39 @@ def prepare(
         caption_words=_range_of("--caption-words", caption_words),
         max_repeats=max_repeats,
         languages=tuple(language or ()),
+        dedup=dedup,
         max_dropped=max_dropped,
         overwrite=overwrite,
         resume=resume,
     )
+    protected = _protected(against, data_root)
     with termination_as_interrupt():
         found = open_source(source, options)
         console.note(f"format {found.format}: {found.reason}")
         for line in found.notes:
             console.note(f"  {line}")
         with progress_bar("preparing") as progress:
-            corpus = prepare_source(found, out, options, progress, console.note)
+            corpus = prepare_source(found, out, options, progress, console.note, protected)
+    _draw_leaks(corpus.path)
     console.emit({"corpus": str(corpus.path), **corpus.info}, as_json, lambda: _show_prepared(str(out), corpus.info))
+
+
+def _protected(references: list[str] | None, root: Path | None) -> tuple[Protected, ...]:
+    if not references:
+        return ()
+    from softclip_cli.evaluation.protected import protected_set
+
+    return tuple(protected_set(reference, root) for reference in dict.fromkeys(references))
+
+
+def _draw_leaks(corpus: Path) -> None:
+    from softclip_cli.data.leaks import read_leaks
+
+    leaks = read_leaks(corpus)
+    if leaks:
+        from softclip_cli.reports.leaks_page import write_leaks_page
+
+        write_leaks_page(corpus / "leaks.html", str(corpus), leaks)
 
 
 def _show_prepared(out: str, info: dict[str, Any]) -> None:
@@ -293,6 +342,8 @@ def _show_prepared(out: str, info: dict[str, Any]) -> None:
         console.out.print(f"kept, but noted: {_counts({name: note['images'] for name, note in info['noted'].items()})}")
     if info["repeats"]["texts"]:
         console.out.print(_repeats(info["repeats"]))
+    for line in _duplicates(out, info.get("duplicates")):
+        console.out.print(line)
     if info["counts"]["renamed_keys"]:
         console.out.print(f"keys that occurred before, now with #2, #3, ...: {info['counts']['renamed_keys']:,}")
     if info["counts"]["resized"]:
@@ -310,6 +361,25 @@ def _repeats(repeats: dict[str, Any]) -> str:
     )
 
 
+def _duplicates(out: str, found: dict[str, Any] | None) -> list[str]:
+    """What was found and done about duplicates, a line each."""
+    if found is None:
+        return []
+    copies = f"{found['exact']:,} of the same pixels, {found['near']:,} near-duplicates"
+    lines = {
+        "drop": [f"duplicates left out: {copies}"],
+        "group": [f"duplicates: {copies}; {found['groups']:,} groups of positives"],
+        "keep": [],
+    }[found["dedup"]]
+    if found["own_leaks"]:
+        done = "left out" if found["dedup"] == "drop" else "kept: --dedup drop leaves them out"
+        lines.append(f"training images that are also in val or test: {found['own_leaks']:,}, {done}")
+    lines += [f"training images of {name}: {number:,}, left out" for name, number in found["against"].items()]
+    if found["own_leaks"] or any(found["against"].values()):
+        lines.append(f"look at them: {out}/leaks.html")
+    return lines
+
+
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in counts.items())
 
@@ -318,15 +388,32 @@ def _counts(counts: dict[str, int]) -> str:
 @guarded
 def inspect(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder that `softclip data prepare` made.")],
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one page with all of it and a contact sheet of random samples."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Show what is in a corpus: splits, caption lengths, repeated captions, image sizes, what was dropped."""
+    """Show what is in a corpus: splits, captions and signs of noise in them, image sizes, duplicates, what was dropped.
+
+    [bold]Example[/bold]
+
+    softclip data inspect corpus --html corpus.html
+    """
     from softclip_cli.data.corpus import Corpus
     from softclip_cli.data.inspection import inspect_corpus
 
+    opened = Corpus.open(corpus)
     with progress_bar("reading") as progress:
-        found = inspect_corpus(Corpus.open(corpus), progress)
+        found = inspect_corpus(opened, progress)
+    if html is not None:
+        from softclip_cli.data.contact_sheet import draw_doubles, draw_samples
+        from softclip_cli.reports.corpus_page import write_corpus_page
+
+        doubles = draw_doubles(opened, found["duplicates"].get("examples", []))
+        write_corpus_page(html, found, draw_samples(opened), doubles)
+        console.note(f"page: {html}")
     console.emit(found, as_json, lambda: _show_inspected(found))
 
 
@@ -371,6 +458,7 @@ def _show_inspected(found: dict[str, Any]) -> None:
                 [">times", "caption"],
                 [(i["count"], i["caption"]) for i in frequent],
             )
+    _show_noise(found)
     dropped = found["dropped"]
     if dropped:
         lines = {"broken records": "reasons", "single captions": "captions", "left out by choice": "left_out"}
@@ -380,6 +468,26 @@ def _show_inspected(found: dict[str, Any]) -> None:
     for source in found["sources"]:
         console.out.print(f"from {source['path']} ({source['format']}: {source['reason']})")
     console.out.print("ranges are: smallest / median / largest")
+
+
+def _show_noise(found: dict[str, Any]) -> None:
+    from softclip_cli.reports.corpus_page import duplicate_rows, sign_rows
+
+    splits = found["splits"]
+    signs = sign_rows(splits)
+    if signs:
+        console.table(
+            "signs of noise in the captions (counts, not a verdict)",
+            ["captions", *(f">{name}" for name in splits)],
+            [(label, *values) for label, values in signs],
+        )
+    if found["noise"]:
+        console.out.print(f"known noise of the training pairs: {_counts(found['noise'])}")
+    duplicates = duplicate_rows(found["duplicates"])
+    if duplicates:
+        console.table(f"duplicates among {found['duplicates']['images']:,} images", ["images", ">number"], duplicates)
+    else:
+        console.out.print(f"duplicates: not counted, {found['duplicates']['why']}")
 
 
 def _range(values: dict[str, float] | None) -> str:

@@ -15,6 +15,7 @@ from softclip_cli.data.caption_rules import Range, judge_caption
 from softclip_cli.data.decode import ImageError
 from softclip_cli.data.image_rules import examine
 from softclip_cli.data.shrink import shrink
+from softclip_cli.data.signature import signature
 from softclip_cli.data.sources.base import (
     CAPTION_KEYS,
     MAX_CAPTION_FILE_BYTES,
@@ -85,6 +86,9 @@ REASONS: dict[str, Reason] = {
     "caption-too-long": Reason("a caption is too long", of="caption"),
     "caption-in-another-language": Reason("a caption is in another language", of="caption"),
     "repeated-caption": Reason("a caption stands on too many images", of="caption"),
+    "duplicate-image": Reason("an earlier image has the same pixels", "--dedup keep keeps it", of="choice"),
+    "near-duplicate-image": Reason("an earlier image shows the same picture", "--dedup keep keeps it", of="choice"),
+    "leaked-image": Reason("it shows the same picture as an image that models are evaluated on", of="choice"),
     "empty-caption": Reason("a caption is empty", of="caption"),
     "caption-not-text": Reason(
         "a caption is not valid text in its encoding",
@@ -136,6 +140,7 @@ class Cleaned:
         resized: whether the image was made smaller.
         dropped: captions that were left out.
         noted: what was kept but is worth a count, by the names in `image_rules.NOTES`.
+        signature: of the pixels that are kept, for finding duplicates.
     """
 
     captions: list[str]
@@ -143,6 +148,7 @@ class Cleaned:
     resized: bool = False
     dropped: list[Dropped] = field(default_factory=list)
     noted: list[str] = field(default_factory=list)
+    signature: bytes = b""
 
 
 def clean_all(items: Sequence[Candidate | Dropped], rules: Rules) -> list[Cleaned | Dropped]:
@@ -162,11 +168,11 @@ def clean(candidate: Candidate, rules: Rules) -> Cleaned | Dropped:
             raise _Drop("captions-ruled-out" if ruled_out else "no-caption", f"{printable(candidate.where)}: {why}")
         data = candidate.image if isinstance(candidate.image, bytes) else read_image(candidate.image)
         noted = judge_image(data, candidate, rules)
-        smaller = check_image(data, rules)
+        smaller, signed = check_image(data, rules)
     except _Drop as drop:
         return Dropped(candidate.key, candidate.split or "", drop.reason, drop.detail)
     read = data if isinstance(candidate.image, Path) else None
-    return Cleaned(captions, smaller if smaller is not None else read, smaller is not None, dropped, noted)
+    return Cleaned(captions, smaller if smaller is not None else read, smaller is not None, dropped, noted, signed)
 
 
 class _Drop(Exception):
@@ -202,12 +208,13 @@ def judge_image(data: bytes, candidate: Candidate, rules: Rules) -> list[str]:
     return noted
 
 
-def check_image(data: bytes, rules: Rules) -> bytes | None:
-    """Decode the image; return it re-encoded as an upright JPEG if the rules want it smaller, else None."""
+def check_image(data: bytes, rules: Rules) -> tuple[bytes | None, bytes]:
+    """Decode the image; return it re-encoded as an upright JPEG if the rules want it smaller, else None; and its signature."""
     try:
-        return shrink(data, rules.short_side, rules.quality)[1]
+        pixels, smaller = shrink(data, rules.short_side, rules.quality)
     except ImageError as error:
         raise _Drop(error.kind, error.why) from None
+    return smaller, signature(pixels)
 
 
 def read_captions(candidate: Candidate, rules: Rules) -> tuple[list[str], list[Dropped]]:

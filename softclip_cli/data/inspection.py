@@ -1,4 +1,4 @@
-"""What is in a prepared corpus: counts, caption lengths, repeated captions, image sizes, what was dropped."""
+"""What is in a prepared corpus: counts, caption lengths, signs of noise, image sizes, duplicates, what was dropped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from softclip_cli.data.caption_signs import caption_signs
 from softclip_cli.data.corpus import Corpus
+from softclip_cli.data.corpus_duplicates import corpus_duplicates
 from softclip_cli.data.decode import ImageError, open_header
 
 if TYPE_CHECKING:
@@ -24,12 +26,13 @@ def inspect_corpus(corpus: Corpus, progress: Callable[[int, int], None] | None =
 
     Args:
         corpus: opened.
-        progress: called with (splits done, splits).
+        progress: called with (done, in all), anew for each step.
 
     Returns:
-        A JSON document: `path`, `fingerprint`, `sources`, `dropped`, and `splits`, where each split has `rows`,
-        `captions`, `captions_per_image`, `words_per_caption`, `repeated_captions`, `classes` and `images` (sampled).
-        Ranges are objects with `min`, `median` and `max`.
+        A JSON document: `path`, `fingerprint`, `sources`, `dropped`, `duplicates` (see `corpus_duplicates`), `noise` where the
+        corpus knows it, and `splits`, where each split has `rows`, `captions`, `captions_per_image`, `words_per_caption`,
+        `repeated_captions`, `signs` (see `caption_signs`), `classes`, `groups` and `images` (sampled).
+        Ranges are objects with `min`, `median` and `max`; `counts` are [value, number] pairs.
 
     Raises:
         DataError: a split cannot be read.
@@ -46,6 +49,8 @@ def inspect_corpus(corpus: Corpus, progress: Callable[[int, int], None] | None =
         "fingerprint": corpus.fingerprint,
         "sources": corpus.info.get("sources", []),
         "dropped": corpus.info.get("dropped"),
+        "noise": corpus.info.get("noise"),
+        "duplicates": corpus_duplicates(corpus, progress),
         "splits": splits,
     }
 
@@ -55,23 +60,42 @@ def _describe(split: datasets.Dataset) -> dict[str, Any]:
 
     lists = split.with_format("arrow").select_columns(["captions"])[:]["captions"]
     captions = lists.combine_chunks().flatten() if lists.num_chunks != 1 else lists.chunk(0).flatten()
+    words = pc.list_value_length(pc.utf8_split_whitespace(captions)).to_numpy(False)
     found: dict[str, Any] = {
         "rows": len(split),
         "captions": len(captions),
         "captions_per_image": _range(pc.list_value_length(lists).to_numpy()),
-        "words_per_caption": _range(pc.list_value_length(pc.utf8_split_whitespace(captions)).to_numpy(False)),
+        "words_per_caption": _range(words, counts=True),
         "repeated_captions": _repeated(captions),
+        "signs": caption_signs(lists) if len(captions) else None,
         "images": _images(split),
     }
     if "label" in split.features:
         found["classes"] = _classes(split)
+    if "group" in split.features:
+        found["groups"] = _groups(split)
     return found
 
 
-def _range(values: np.ndarray) -> dict[str, float] | None:
+def _range(values: np.ndarray, counts: bool = False) -> dict[str, Any] | None:
     if not len(values):
         return None
-    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+    found: dict[str, Any] = {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+    if counts:
+        numbers, times = np.unique(values, return_counts=True)
+        found["counts"] = [[int(number), int(count)] for number, count in zip(numbers, times, strict=True)]
+    return found
+
+
+def _groups(split: datasets.Dataset) -> dict[str, int]:
+    """Sets of images that are positives of each other."""
+    sizes = Counter(
+        name
+        for name in split.with_format("arrow").select_columns(["group"])[:]["group"].to_pylist()
+        if name is not None
+    )
+    several = [size for size in sizes.values() if size > 1]
+    return {"groups": len(several), "images": sum(several), "largest": max(several, default=0)}
 
 
 def _repeated(captions: pa.Array) -> dict[str, Any]:
@@ -121,6 +145,7 @@ def _images(split: datasets.Dataset) -> dict[str, Any]:
     return {
         "sampled": len(places),
         "formats": dict(formats.most_common()),
+        "shorter_side": _range(np.array([min(size) for size in sizes]), counts=True),
         "width": _range(np.array([width for width, _ in sizes])),
         "height": _range(np.array([height for _, height in sizes])),
         "bytes": _range(np.array(lengths)),

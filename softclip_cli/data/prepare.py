@@ -14,7 +14,7 @@ import errno
 import hashlib
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from softclip_cli.data.dropped import DroppedLog, Noted
 from softclip_cli.data.ordered_map import ordered_map
 from softclip_cli.data.position import Position, SourceChanged, fingerprint, unread
 from softclip_cli.data.ray_map import ray_ordered_map
+from softclip_cli.data.settle import DEDUP, Protected, Settling, Stage, settle
+from softclip_cli.data.signature import COLUMN, signature_column
 from softclip_cli.data.sources import open_source
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source, SourceOptions, split_name
 from softclip_cli.data.split_writer import SplitWriter
@@ -62,6 +64,7 @@ class PrepareOptions(SourceOptions):
         engine: "local" cleans in processes of this machine, "ray" on a Ray cluster. The result does not depend on it.
         min_side, max_aspect, animated, caption_characters, caption_words, languages: as in `clean.Rules`.
         max_repeats: the same caption stands on at most so many images; later ones lose it. None for any number.
+        dedup: "drop" leaves later duplicates out, "group" makes them positives of each other, "keep" does not look.
         max_dropped: the share of broken records from which on preparing fails.
         overwrite: replace a corpus that is there.
         resume: "auto" goes on where an earlier run of the same source and options was cut off, "never" starts anew.
@@ -85,6 +88,7 @@ class PrepareOptions(SourceOptions):
     caption_words: Range = Rules.words
     languages: tuple[str, ...] = ()
     max_repeats: int | None = None
+    dedup: str = "keep"
     max_dropped: float = 0.05
     overwrite: bool = False
     resume: str = "auto"
@@ -111,6 +115,8 @@ class PrepareOptions(SourceOptions):
             problems.append(f"--animated {self.animated}: first or drop")
         if self.max_repeats is not None and self.max_repeats < 1:
             problems.append(f"--max-repeats {self.max_repeats}: must be at least 1")
+        if self.dedup not in DEDUP:
+            problems.append(f"--dedup {self.dedup}: {', '.join(DEDUP[:-1])} or {DEDUP[-1]}")
         if not 0 <= self.max_dropped <= 1:
             problems.append(f"--max-dropped {self.max_dropped}: a share from 0 to 1")
         if not all(0 < share < 1 for share in self.split_fractions.values()) or sum(self.split_fractions.values()) >= 1:
@@ -135,6 +141,7 @@ def prepare(
     options: PrepareOptions,
     progress: Progress | None = None,
     note: Note | None = None,
+    against: Sequence[Protected] = (),
 ) -> Corpus:
     """Prepare a corpus, or go on with one that was cut off.
 
@@ -143,7 +150,8 @@ def prepare(
         out: the folder to make; it appears when the corpus is whole, and never in part.
         options: how.
         progress: called with (records done, records in all; 0 where that is not known).
-        note: told, in a line for people, whether the run goes on from an earlier one.
+        note: told, in a line for people, whether the run goes on from an earlier one, and what is done after the reading.
+        against: evaluation sets; training images that are near-duplicates of theirs are left out.
 
     Raises:
         UsageError: an option or column that does not fit the source.
@@ -151,7 +159,7 @@ def prepare(
         HostError: the disk is full, or `out` cannot be written.
         Interrupted: stopped by Ctrl-C; the same call goes on from there.
     """
-    return prepare_source(open_source(str(source), options), out, options, progress, note)
+    return prepare_source(open_source(str(source), options), out, options, progress, note, against)
 
 
 def prepare_source(
@@ -160,9 +168,26 @@ def prepare_source(
     options: PrepareOptions,
     progress: Progress | None = None,
     note: Note | None = None,
+    against: Sequence[Protected] = (),
 ) -> Corpus:
     """As `prepare`, from a source that is open already (a command prints its reason and notes first)."""
     out, say = Path(out), note or (lambda text: None)
+    if options.dedup == "keep" and not against:
+        return _first_pass(source, out, options, progress, say)
+    check_output(out, options.overwrite)  # before hours of work
+    _refuse_own_source(source, out)
+    stage = Stage(out, fingerprint(source, _shaping_options(options)))
+    if options.resume == "auto" and stage.whole:
+        say("the records were read by an earlier run")
+    else:
+        stage.remove()
+        _first_pass(source, stage.path, options, progress, say)
+        stage.mark()
+    settings = Settling(options.dedup, tuple(against), options.workers or usable_cores(), options.overwrite)
+    return settle(stage, out, settings, progress, note)
+
+
+def _first_pass(source: Source, out: Path, options: PrepareOptions, progress: Progress | None, say: Note) -> Corpus:
     _refuse_own_source(source, out)
     if options.caption_templates and source.class_names is None:
         raise UsageError("--caption-template needs class names", f"{source.path} has no labels", "see --label-column")
@@ -245,7 +270,9 @@ class _Run:
         self.source, self.options, self.place, self.digest, self.progress = source, options, place, digest, progress
         self.writer = CorpusBuilder(place.corpus)
         self.splits = SplitAssigner(source, options.split_lists, options.split_fractions, options.split)
-        self.features = features_for(class_names=source.class_names, groups="group_column" in source.choices)
+        self.features = features_for(
+            class_names=source.class_names, groups="group_column" in source.choices, extra=signature_column()
+        )
         self.rules = Rules(
             needs_caption=source.has_captions and not options.caption_templates,
             encoding=options.encoding,
@@ -426,6 +453,7 @@ class _Run:
         image = result.image if result.image is not None else item.image
         assert isinstance(image, bytes)
         record = Record(self._unique(split, item.key), image, captions, item.label, item.group)
+        record.extra[COLUMN] = result.signature
         self._split_writer(split).write(record)
         self.rows[split] += 1
         self.captions[split] += len(captions)

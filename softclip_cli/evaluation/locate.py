@@ -60,7 +60,7 @@ def parse_dataset(text: str) -> tuple[str, str]:
     return (base, part) if colon and base and part and "/" not in part else (text, "")
 
 
-def _own_folder(base: str) -> Path | None:
+def own_folder(base: str) -> Path | None:
     """The user's own folder, or None where `base` is a catalogue name."""
     looks_like_path = base.startswith((".", "~")) or "/" in base or os.sep in base
     if not looks_like_path and base.lower() in {name.lower() for name in catalogue()}:
@@ -78,14 +78,15 @@ def _own_folder(base: str) -> Path | None:
     return None
 
 
-def _corpus(folder: Path) -> Corpus | None:
+def corpus_at(folder: Path) -> Corpus | None:
+    """The prepared corpus in a folder, or None where there is none."""
     return Corpus.open(folder) if (folder / "corpus.json").is_file() else None
 
 
 # Finding a folder and its layout
 
 
-def _layout_of(folder: Path, task: str) -> tuple[Layout, list[str]]:
+def layout_of(folder: Path, task: str) -> tuple[Layout, list[str]]:
     """The layout of a user's own folder and its splits.
 
     Raises:
@@ -103,11 +104,12 @@ def _layout_of(folder: Path, task: str) -> tuple[Layout, list[str]]:
     )
 
 
-def _wanted(entry: Entry) -> Wanted:
+def wanted(entry: Entry) -> Wanted:
+    """What the catalogue says of a dataset, as far as a reader needs it."""
     return Wanted(entry.image_column, entry.label_column, entry.split_column, entry.folder_names, entry.classes)
 
 
-def _find(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Path, Layout, str]:
+def find_set(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Path, Layout, str]:
     """The folder of a catalogue dataset, its layout and the split's name there.
 
     Raises:
@@ -121,7 +123,7 @@ def _find(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Path,
     without_split: tuple[Path, list[str]] | None = None
     for folder, shallow in places:
         for layout in layouts:
-            splits = layout.splits(folder, _wanted(entry), shallow)
+            splits = layout.splits(folder, wanted(entry), shallow)
             if not splits:
                 continue
             found = match_split(split or entry.split, splits)
@@ -148,7 +150,7 @@ def present(name: str, root: Path) -> Path | None:
     """The folder in which a catalogue dataset is found with the split that is reported, or None."""
     entry = catalogue()[name]
     try:
-        return _find(name, entry, root, None)[0]
+        return find_set(name, entry, root, None)[0]
     except DataError:
         return None
 
@@ -172,18 +174,18 @@ def classification_set(
     """
     base, part = parse_dataset(dataset)
     texts = texts or Texts()
-    folder = _own_folder(base)
+    folder = own_folder(base)
     if folder is None:
         name, entry = find_entry(base)
         _require_task(name, entry, "classification")
-        place, layout, found_split = _find(name, entry, data_root(root), split or part)
+        place, layout, found_split = find_set(name, entry, data_root(root), split or part)
         return _classification(name, place, layout, found_split, entry, texts)
-    corpus = _corpus(folder)
+    corpus = corpus_at(folder)
     if corpus is not None:
         task = find_task(corpus, "zeroshot", part)
         if task is not None:
             return _with_texts(classification_task(corpus, task, split), texts)
-    layout, splits = _layout_of(folder, "classification")
+    layout, splits = layout_of(folder, "classification")
     chosen = require_split(split or part, splits, str(folder)) if split or part else _test_split(splits, folder)
     return _classification(folder.resolve().name, folder, layout, chosen, None, texts)
 
@@ -212,7 +214,7 @@ def _classification(
     name: str, folder: Path, layout: Layout, split: str, entry: Entry | None, texts: Texts
 ) -> ClassificationSet:
     assert layout.labelled is not None
-    found: Labelled = layout.labelled(folder, split, _wanted(entry) if entry else Wanted())
+    found: Labelled = layout.labelled(folder, split, wanted(entry) if entry else Wanted())
     if entry and entry.classes and found.class_count not in (None, entry.classes):
         raise DataError(
             f"{name}: {found.class_count:,} classes in {folder} where {entry.classes:,} are expected",
@@ -274,8 +276,8 @@ def probe_sets(
         DataError: as `classification_set`; or there is nothing to fit on.
     """
     base, part = parse_dataset(dataset)
-    folder = _own_folder(base)
-    corpus = _corpus(folder) if folder is not None else None
+    folder = own_folder(base)
+    corpus = corpus_at(folder) if folder is not None else None
     task = None
     if corpus is not None:
         task = find_task(corpus, "probe", part) or find_task(corpus, "zeroshot", part)
@@ -299,7 +301,7 @@ def probe_sets(
         train = classification_set(base, split=train_name, root=root)
         validation = classification_set(base, split=validation_split, root=root) if validation_split else None
         return ProbeSets(train, validation, test, {})
-    _, splits = _layout_of(folder, "classification")
+    _, splits = layout_of(folder, "classification")
     if splits == [WHOLE] or (len(splits) == 1 and not train_split):
         whole = classification_set(base, split=splits[0] or None, root=root)
         fit, held = stratified_split(whole.labels, HELD_OUT, seed)
@@ -354,23 +356,23 @@ def retrieval_set(reference: str, *, root: Path | None = None) -> RetrievalSet:
         DataError: not there, not in an accepted layout, or its gallery has another size than the catalogue states.
     """
     base, part = parse_dataset(reference)
-    folder = _own_folder(base)
+    folder = own_folder(base)
     if folder is None:
         name, entry = find_entry(base)
         _require_task(name, entry, "retrieval")
-        place, layout, split = _find(name, entry, data_root(root), part)
+        place, layout, split = find_set(name, entry, data_root(root), part)
         return _retrieval(name, place, layout, split, entry)
-    corpus = _corpus(folder)
+    corpus = corpus_at(folder)
     if corpus is not None:
         return retrieval_task(corpus, part or None)
-    layout, splits = _layout_of(folder, "retrieval")
+    layout, splits = layout_of(folder, "retrieval")
     split = require_split(part, splits, str(folder)) if part else _test_split(splits, folder)
     return _retrieval(folder.resolve().name, folder, layout, split, None)
 
 
 def _retrieval(name: str, folder: Path, layout: Layout, split: str, entry: Entry | None) -> RetrievalSet:
     assert layout.captioned is not None
-    found: Captioned = layout.captioned(folder, split, _wanted(entry) if entry else Wanted())
+    found: Captioned = layout.captioned(folder, split, wanted(entry) if entry else Wanted())
     captions, notes = found.captions, dict(found.notes)
     expected = entry.sizes.get(match_split(split, list(entry.sizes)) or split) if entry else None
     if expected is not None and len(captions) != expected:

@@ -150,7 +150,7 @@ class FrozenTeacher:
 
     def live(self, dtype: torch.dtype) -> LiveTeacher:
         """The teacher that is asked in each step."""
-        return LiveTeacher(self.model, dtype, trunk=self.trunk)
+        return LiveTeacher(self.model, dtype, texts=self.texts, trunk=self.trunk)
 
     def stored(
         self,
@@ -222,6 +222,7 @@ def prepare_teacher(
     dtype: torch.dtype,
     world: World,
     before: dict[str, Any],
+    keep_features: bool = True,
     report: Report,
 ) -> Prepared:
     """Choose between stored and live, say why, and ask the teacher about the split where it is to be stored.
@@ -232,6 +233,7 @@ def prepare_teacher(
         student: the model that is trained, its trunks locked as they will be.
         dtype: arithmetic of the towers, the teacher's too.
         before: what data.json said of the teacher before, where a run is gone on with; else empty.
+        keep_features: keep stored embeddings in the cache, for the next run over the same data.
         report: told of the choice, of progress, and of what is doubtful.
 
     Raises:
@@ -246,7 +248,7 @@ def prepare_teacher(
         wanted.teacher_features,
         Circumstances(
             frozen_student=student.locked == {"image", "text"},
-            augmented=wanted.augment == "crop",
+            augmented=wanted.augment != "none",
             student_size=student.preprocess.size,
             teacher_size=frozen.model.preprocess.size,
             rows=len(data),
@@ -260,7 +262,8 @@ def prepare_teacher(
     check_same_teacher(record, before)
     if features == "live":
         return Prepared(frozen.live(dtype), frozen.model.tokens if frozen.texts else None, record)
-    options = default_options(None, wanted.workers, "bf16" if dtype == torch.bfloat16 else "fp32")
+    precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    options = default_options(None, wanted.workers, precision, cache=keep_features)
     with first_ahead(world):
         teacher = frozen.stored(
             corpus,

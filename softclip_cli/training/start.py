@@ -47,7 +47,7 @@ class Plan:
         out: the run folder; None makes a new one under `runs/`.
         resume: "auto" goes on where `out` already holds a run, "never" refuses that.
         command: the command line, for the record.
-        keep_features: keep what frozen trunks give in the cache, for the next run over the same data.
+        keep_features: keep what frozen trunks and teachers give in the cache, for the next run over the same data.
     """
 
     settings: TrainSettings
@@ -144,6 +144,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
             dtype=dtype,
             world=world,
             before=(runs.Run(path).data.get("teacher") or {}) if resumed else {},
+            keep_features=plan.keep_features,
             report=report,
         )
         teacher, teacher_tokens, facts["teacher"] = prepared.teacher, prepared.tokens, prepared.record

@@ -57,13 +57,16 @@ class LiveTeacher:
     """A frozen model that is asked in each step: about the student's very views, resized to its own size, and about its own tokens.
 
     Args:
-        model: put into evaluation mode, without gradient. Where its texts are needed, batches carry `teacher_text`.
+        model: put into evaluation mode, without gradient.
         dtype: torch.bfloat16 computes its towers in that precision.
+        texts: whether its texts are asked for; batches must carry `teacher_text` then.
         trunk: take images before the projection.
     """
 
-    def __init__(self, model: Model, dtype: torch.dtype = torch.float32, *, trunk: bool = False) -> None:
-        self.model, self.dtype, self.trunk = model, dtype, trunk
+    def __init__(
+        self, model: Model, dtype: torch.dtype = torch.float32, *, texts: bool = True, trunk: bool = False
+    ) -> None:
+        self.model, self.dtype, self.texts, self.trunk = model, dtype, texts, trunk
         model.eval().net.requires_grad_(False)
 
     @property
@@ -74,7 +77,8 @@ class LiveTeacher:
     def __call__(self, batch: Batch, part: slice) -> tuple[Tensor, Tensor]:
         """As `Teacher` says."""
         pixels = resized(batch.image[part], self.model.preprocess.size)
-        read = None if batch.teacher_text is None else batch.teacher_text[part]
+        assert not self.texts or batch.teacher_text is not None, "the batch was made without the teacher's tokenizer"
+        read = batch.teacher_text[part] if self.texts and batch.teacher_text is not None else None
         with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             image = self.model.image_trunk(pixels) if self.trunk else self.model.encode_image(pixels, normalize=False)
             text = image[:0] if read is None else self.model.encode_text(read, normalize=False)
