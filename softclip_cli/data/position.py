@@ -14,6 +14,8 @@ from softclip_cli import __version__
 from softclip_cli.data.sources.base import Candidate, Dropped, Part, Source
 from softclip_cli.data.split_writer import hash_file
 
+FORMAT = 1  # of what is saved at a durable point: another one cannot be gone on from
+
 
 class SourceChanged(Exception):
     """The source no longer begins with what was read of it before."""
@@ -83,7 +85,7 @@ def fingerprint(source: Source, options: Mapping[str, Any]) -> str:
     status = path.stat() if path.is_file() else None
     lists = [Path(file) for file in options.get("split_lists", source.split_lists).values()]
     facts = {
-        "versions": [__version__, pa.__version__, PIL.__version__],
+        "versions": [FORMAT, __version__, pa.__version__, PIL.__version__],
         "options": options,
         "source": [str(path.resolve()) if path.exists() else source.path, source.format, source.choices],
         "file": [status.st_size, status.st_mtime_ns] if status else None,

@@ -220,7 +220,7 @@ def _prepare_in(
     shaping = {name: value for name, value in _shaping_options(options).items() if name != "max_dropped"}
     digest = fingerprint(source, shaping)
     before = place.read() if options.resume == "auto" else None
-    if before is not None and before["fingerprint"] != digest:
+    if before is not None and before.get("fingerprint") != digest:
         say("an earlier run was cut off, but the source or the options are others now: starting anew")
         before = None
     if before is not None and place.published:
