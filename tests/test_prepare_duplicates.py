@@ -214,3 +214,31 @@ def test_the_command_tells_and_draws_the_leaks(tmp_path: Path) -> None:
     kept = call("prepare", tmp_path / "s", tmp_path / "d", "-j", 1, "--dedup", "group", "--json")
     assert json.loads(kept.stdout)["duplicates"]["groups"] == 2
     assert "still in the corpus: <code>--dedup drop</code>" in (tmp_path / "d/leaks.html").read_text()
+
+
+def test_a_second_pass_that_was_cut_off_goes_on_from_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records are not read again, the result is that of an uninterrupted run, and nothing is left beside it."""
+    from softclip_cli.data import settle
+
+    where, options = source(tmp_path / "src"), PrepareOptions(workers=1, dedup="drop")
+    whole = prepare(where, tmp_path / "whole", options)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(settle._Settle, "write", killed)
+        prepare(where, tmp_path / "cut", options)
+    said: list[str] = []
+    again = prepare(where, tmp_path / "cut", options, note=said.append)
+    assert "the records were read by an earlier run" in said
+    assert again.fingerprint == whole.fingerprint
+    assert (again.path / "dropped.parquet").read_bytes() == (whole.path / "dropped.parquet").read_bytes()
+    assert {path.name for path in tmp_path.iterdir() if path.name not in ("data", "runs", "cache")} == {
+        "src",
+        "whole",
+        "cut",
+    }
