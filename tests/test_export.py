@@ -179,6 +179,15 @@ def test_open_clip_s_own_trainer_reads_the_tars(corpus: Corpus, tmp_path: Path) 
     assert sum(len(batch[1]) for batch in train.dataloader) == 25
 
 
+def test_signatures_stay_behind(tmp_path: Path) -> None:
+    put(tmp_path / "s" / "a.jpg", jpeg())
+    put(tmp_path / "s" / "a.txt", "x")
+    made = prepare(tmp_path / "s", tmp_path / "c", PrepareOptions(workers=1))
+    assert "signature" in made.split("train").column_names
+    export(made, tmp_path / "o", "parquet")
+    assert pq.read_schema(next((tmp_path / "o" / "data").iterdir())).names == ["key", "image", "captions"]
+
+
 def test_images_without_captions_are_written_and_counted(tmp_path: Path) -> None:
     with CorpusWriter(tmp_path / "c") as writer, writer.split("test", features_for(class_names=["x", "y"])) as part:
         part.write(Record("a", jpeg(), [], label=1))

@@ -13,6 +13,7 @@ from softclip_cli import __version__
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.export.parquet import write_parquet
 from softclip_cli.data.export.tars import write_tars
+from softclip_cli.data.signature import COLUMN
 from softclip_cli.data.split_writer import write_json
 from softclip_cli.errors import DataError, HostError, UsageError, nearest
 
@@ -61,7 +62,9 @@ def export(
         )
     if shard_bytes < 1 << 20:
         raise UsageError(f"--shard-size {shard_bytes >> 20}: must be at least 1 MB")
+    # Signatures of duplicates are for softclip alone, and made anew when an export is prepared.
     chosen = {name: corpus.split(name) for name in (splits or corpus.splits)}
+    chosen = {name: data.remove_columns([COLUMN] * (COLUMN in data.column_names)) for name, data in chosen.items()}
     total, done = sum(len(data) for data in chosen.values()), 0
 
     def advance(rows: int) -> None:
