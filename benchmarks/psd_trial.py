@@ -3,8 +3,9 @@
     softclip data prepare path/to/flickr8k corpus
     python benchmarks/psd_trial.py corpus [--quick] [--json FILE]
 
-Every setting is trained at every share of mismatched captions from every seed, on the same pairs in the same order; what counts is rsum on
-`val` (never on `test`) at the end of training. The trunks' features are computed once and cached.
+Every setting is trained at every share of mismatched captions from every seed, on the same pairs in the same order; what counts is rsum
+at the end of training, on `val` (settings are never chosen on `test`: `--split test` is for quoting one that was chosen). The
+trunks' features are computed once and cached.
 """
 
 from __future__ import annotations
@@ -57,16 +58,17 @@ class Bench:
     """The stored features of a corpus and fresh projections for every seed.
 
     Args:
-        corpus: a prepared corpus with the splits train and val.
+        corpus: a prepared corpus with the splits train and `split`.
         model: a pair of towers; both stay frozen.
+        split: evaluated on.
     """
 
-    def __init__(self, corpus: Path, model: str) -> None:
+    def __init__(self, corpus: Path, model: str, split: str) -> None:
         self.model, opened = model, Corpus.open(corpus)
         self.options = default_options(None, None, "fp32")
         net = build_model(self.settings({}, 0, 1, 256), torch.device("cpu"))
-        self.train, self.val = (
-            trunk_features(net, opened, name, opened.split(name), options=self.options) for name in ("train", "val")
+        self.train, self.held_out = (
+            trunk_features(net, opened, name, opened.split(name), options=self.options) for name in ("train", split)
         )
         self.fresh: dict[int, Projections] = {}
 
@@ -91,10 +93,10 @@ class Bench:
         return replace(self.train, text=self.train.text[torch.from_numpy(exchange.source)])
 
     def rsum(self, encoder: ProjectionEncoder) -> float:
-        """Of the val split."""
+        """Of the held-out split."""
         with torch.no_grad():
-            image, text = encoder.image(self.val.image), encoder.text(self.val.text)
-        owner = np.repeat(np.arange(len(image)), np.diff(self.val.first.numpy()))
+            image, text = encoder.image(self.held_out.image), encoder.text(self.held_out.text)
+        owner = np.repeat(np.arange(len(image)), np.diff(self.held_out.first.numpy()))
         return float(retrieval_metrics(image, text, owner)[0]["rsum"]["value"])
 
     def run(self, settings: TrainSettings, share: float) -> float:
@@ -135,14 +137,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--noise", type=float, nargs="+", default=list(NOISE))
+    parser.add_argument("--split", default="val", help="evaluated on")
+    parser.add_argument("--only", nargs="+", metavar="SETTING", help="only these settings, as the table names them")
     parser.add_argument("--quick", action="store_true", help="one seed, fewer settings")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    bench = Bench(given.corpus, given.model)
+    bench = Bench(given.corpus, given.model, given.split)
     seeds = range(1 if given.quick else given.seeds)
     rows: list[dict[str, Any]] = []
     print(f"{'setting':24}" + "".join(f"{f'{share:.0%} mismatched':>24}" for share in given.noise), flush=True)
     for name, objective in contenders(given.quick):
+        if given.only and name not in given.only:
+            continue
         make = partial(bench.settings, objective, epochs=given.epochs, batch=given.batch_size)
         row: dict[str, Any] = {"setting": name, "objective": objective, "rsum": {}}
         for share in given.noise:
@@ -152,7 +158,7 @@ def main() -> None:
         warned = "  !" if advice(build_objective(make(seed=0).objective, embed_dim=256).choice) else ""
         print(f"{name:24}" + "".join(f"{cell:>24}" for cell in cells) + warned, flush=True)
     if given.json:
-        facts = {"epochs": given.epochs, "batch_size": given.batch_size, "model": given.model, "split": "val"}
+        facts = {"epochs": given.epochs, "batch_size": given.batch_size, "model": given.model, "split": given.split}
         given.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 
 

@@ -377,3 +377,11 @@ def test_learning_rate_warms_up_and_falls_to_the_end():
     assert rates[55] == pytest.approx(0.5, abs=0.01)
     assert rates[-1] < 0.01
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_wrong_model_name_is_told_before_a_corpus_is_drawn(tmp_path):
+    made = build(TrainSettings, SMALL, {"model": {"reference": "ViT-B-33"}})
+    said: list[str] = []
+    with pytest.raises(ModelError, match="ViT-B-33"):
+        train(Plan(made, tmp_path / "run"), lambda kind, facts: said.append(kind))
+    assert "progress" not in said

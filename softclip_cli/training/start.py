@@ -100,13 +100,15 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         )
     dtype, why = choose_precision(settings.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    model = build_model(
+        settings, device
+    )  # before the corpus, which may have to be drawn first: a wrong name is no wait
     with first_ahead(world):
         corpus = open_corpus(settings, report)
     data = training_split(corpus, settings)
     sampler = build_sampler(data, settings)
     steps = settings.schedule.steps or max(1, round(settings.schedule.epochs * sampler.steps_per_epoch))
 
-    model = build_model(settings, device)
     for line in model.notes:
         report("note", {"text": line})
     frozen = model.locked == {"image", "text"}
