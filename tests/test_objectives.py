@@ -192,6 +192,9 @@ def test_a_multiple_replaces_the_presets_fixed_scale() -> None:
 def test_a_self_teacher_without_effect_is_pointed_out() -> None:
     """Allowed, for the test of it, but probably not meant."""
     assert "no gradient" in advice(resolve(ObjectiveSettings(name="psd", teacher_scale=1)))[0]
+    lasting = {"alpha_end": 1.0, "alpha_warmup": 0.5}
+    assert "collapses" in advice(resolve(ObjectiveSettings(name="psd", **lasting)))[0]
+    assert advice(resolve(ObjectiveSettings(name="psd", teacher="ema", **lasting))) == []
     for name in presets():
         assert advice(resolve(make_settings(name))) == []
 

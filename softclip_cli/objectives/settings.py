@@ -359,6 +359,12 @@ def advice(choice: ResolvedObjective) -> list[str]:
             "a self-teacher with direct targets at the student's own scale has exactly no gradient on its soft rows: "
             "set objective.targets = swapped or objective.teacher_scale = 2"
         )
+    only_itself = choice.teacher == "self" and choice.rule == "softmax" and choice.mix in ("blend", "subset")
+    if only_itself and choice.alpha_end == 1 and (choice.alpha_schedule == "constant" or choice.alpha_warmup < 1):
+        said.append(
+            "for a part of the training a self-teacher's targets are all that is learnt from, which collapses the space: "
+            "set objective.alpha_end below 1, objective.alpha_warmup = 1 or objective.teacher = ema"
+        )
     if choice.similarity == "cross+intra" and choice.target_diagonal == "keep" and choice.rule == "softmax":
         said.append("cross+intra similarities are highest for the own pair: the soft targets are close to hard ones")
     return said
