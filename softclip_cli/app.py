@@ -9,14 +9,10 @@ import typer
 from softclip_cli import __version__
 from softclip_cli.commands import (
     data,
-    data_check,
-    data_download,
-    data_export,
     datasets,
     demo,
     doctor,
     evaluate,
-    generate,
     models,
     objectives,
     probe,
@@ -59,10 +55,6 @@ app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)
 app.command()(retrieve.retrieve)
 app.add_typer(data.app, name="data")
-data.app.command()(data_download.download)
-data.app.command()(data_export.export)
-data.app.command()(generate.generate)
-data.app.command()(data_check.check)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(objectives.app, name="objectives")

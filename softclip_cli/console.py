@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import typer
@@ -44,6 +44,11 @@ def emit(document: Any, as_json: bool, render: Callable[[], None]) -> None:
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
     else:
         render()
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """Numbers of things in a line: "3 missing-image, 1 truncated-image"."""
+    return ", ".join(f"{number:,} {name}" for name, number in numbers.items())
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

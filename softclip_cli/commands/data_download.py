@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.data import progress_bar, termination_as_interrupt
+from softclip_cli.commands.termination import termination_as_interrupt
 from softclip_cli.console import guarded
 
 
@@ -62,7 +62,7 @@ def download(
         retry_failed=retry_failed,
         fetch=FetchOptions(connections, timeout, retries),
     )
-    with termination_as_interrupt(), progress_bar("downloading") as progress:
+    with termination_as_interrupt(), console.counting("downloading") as progress:
         found = fetch_all(source, out, options, progress, console.note)
     console.emit(found, as_json, lambda: _show(found))
 

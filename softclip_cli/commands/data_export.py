@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.data import progress_bar, termination_as_interrupt
+from softclip_cli.commands.termination import termination_as_interrupt
 from softclip_cli.console import guarded
 
 
@@ -44,7 +44,7 @@ def export(
     from softclip_cli.data.corpus import Corpus
     from softclip_cli.data.export import export as write
 
-    with termination_as_interrupt(), progress_bar("writing") as progress:
+    with termination_as_interrupt(), console.counting("writing") as progress:
         document = write(
             Corpus.open(corpus),
             out,
