@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from softclip_cli.registry import open_model
 from softclip_cli.reports.compare_page import write_demo_page
 from softclip_cli.reports.examples import RetrievalExample, RetrievalResult, TrainingPair
 from softclip_cli.reports.model_card import write_model_card
-from softclip_cli.runs import Run
+from softclip_cli.runs import Run, is_run
 from softclip_cli.training.trainer import Report
 
 QUERIES = 4  # example queries in each direction
@@ -82,6 +83,9 @@ def demo(options: DemoOptions, report: Report, say: Callable[[str], None], comma
     """
     corpus = demo_corpus(options, report)
     paths = {objective: options.out / "runs" / objective for objective in options.objectives}
+    for path in paths.values():
+        if is_run(path) and not same_training(Run(path), options, corpus):
+            shutil.rmtree(path)
     say(f"training {' and '.join(paths)} side by side: {options.steps} steps of {options.batch_size} pairs each")
     commands = {name: [_train(options, name, path, corpus), _evaluate(path, corpus)] for name, path in paths.items()}
     run_side_by_side(commands, paths, options.steps, report)
@@ -103,6 +107,19 @@ def demo(options: DemoOptions, report: Report, say: Callable[[str], None], comma
         retrieval_note="the queries are drawn at random; every model is asked the same",
     )
     return DemoResult(page, runs, documents)
+
+
+def same_training(run: Run, options: DemoOptions, corpus: Corpus) -> bool:
+    """Whether an earlier demonstration's run is what these options would train, so that it may go on or be shown again."""
+    wanted = {
+        "schedule.seed": options.seed,
+        "schedule.steps": options.steps,
+        "data.batch_size": options.batch_size,
+        "optimizer.lr": options.lr,
+    }
+    return run.data.get("fingerprint") == corpus.fingerprint and all(
+        run.setting(name) == value for name, value in wanted.items()
+    )
 
 
 def _train(options: DemoOptions, objective: str, path: Path, corpus: Corpus) -> list[str]:
