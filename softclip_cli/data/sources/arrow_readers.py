@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,9 @@ class ArrowReader(Reader):
         self.columns = list(schema.names)
         self.features = features
 
+    @abstractmethod
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """Yield record batches or tables of a few rows with these columns."""
-        raise NotImplementedError
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield the rows; the number is the row's, from 1."""

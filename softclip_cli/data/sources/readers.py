@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -39,7 +40,7 @@ class BadRow(NamedTuple):
     detail: str
 
 
-class Reader:
+class Reader(ABC):
     """What all readers offer.
 
     Attributes:
@@ -52,9 +53,9 @@ class Reader:
     columns: list[str]
     total: int | None = None
 
+    @abstractmethod
     def rows(self, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield the rows from the beginning with the values of `columns`, None where a row has none."""
-        raise NotImplementedError
 
     def kind(self, column: str) -> str:
         """What the column holds: "image" (encoded bytes), "text", "number", "list", "class", "other" or "unknown"."""
