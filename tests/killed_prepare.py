@@ -19,14 +19,14 @@ from typing import Any
 import datasets  # noqa: F401  before the fork
 import pyarrow.parquet  # noqa: F401
 
-from softclip_cli.data import arrow_stream, corpus, dropped, prepare, split_writer
+from softclip_cli.data import arrow_stream, corpus, dropped, first_pass, prepare, split_writer
 from softclip_cli.data.workplace import Workplace
 from softclip_cli.errors import DataError
 
 TOUCHES = {"open", "os.rename", "os.truncate", "os.remove", "os.rmdir", "os.mkdir"}
 
 # So small that a little source makes many batches, durable points and shards.
-corpus.BATCH_BYTES, prepare.POINT_RECORDS, split_writer.SHARD_BYTES, dropped.BATCH = 9000, 25, 60_000, 16
+corpus.BATCH_BYTES, first_pass.POINT_RECORDS, split_writer.SHARD_BYTES, dropped.BATCH = 9000, 25, 60_000, 16
 
 
 class Death:

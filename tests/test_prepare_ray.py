@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prepare_samples import double_or_die, image_bytes, jpeg, pairs_folder, process_ids, put
 
-from softclip_cli.data import prepare as prepare_module
+from softclip_cli.data import first_pass
 from softclip_cli.data.prepare import PrepareOptions, prepare
 from softclip_cli.data.ray_map import ray_ordered_map
 from softclip_cli.data.workplace import Workplace
@@ -78,7 +78,7 @@ def test_a_crash_costs_one_item() -> None:
 
 
 def test_a_stop_can_be_gone_on_from_with_the_other_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "POINT_RECORDS", 10)
+    monkeypatch.setattr(first_pass, "POINT_RECORDS", 10)
     folder = source(tmp_path / "s")
     local = prepare(folder, tmp_path / "local", PrepareOptions(workers=1))
     save = Workplace.save

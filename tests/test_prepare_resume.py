@@ -17,7 +17,7 @@ import pytest
 from prepare_samples import jpeg, pairs_folder, put, rows
 
 from softclip_cli.data import corpus as corpus_module
-from softclip_cli.data import prepare as prepare_module
+from softclip_cli.data import first_pass
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.prepare import PrepareOptions, prepare
 from softclip_cli.data.workplace import Workplace
@@ -139,7 +139,7 @@ def test_the_command_with_workers_is_killed_and_goes_on(tmp_path: Path) -> None:
         for suffix in ("jpg", "txt"):
             (line / f"{number}.{suffix}").hardlink_to(line / f"0.{suffix}")
     code = (
-        "from softclip_cli.data import corpus, prepare; prepare.POINT_RECORDS = 20; prepare.CHUNK_BYTES = 1 << 16;"
+        "from softclip_cli.data import corpus, first_pass; first_pass.POINT_RECORDS = 20; first_pass.CHUNK_BYTES = 1 << 16;"
         "from softclip_cli.commands.data import app; app()"
     )
     command = [sys.executable, "-c", code, "prepare", str(line)]
@@ -163,8 +163,8 @@ def test_the_command_with_workers_is_killed_and_goes_on(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "POINT_RECORDS", 10)
-    monkeypatch.setattr(prepare_module, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(first_pass, "POINT_RECORDS", 10)
+    monkeypatch.setattr(first_pass, "CHUNK_BYTES", 1 << 16)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, points: int, error: BaseException) -> None:
