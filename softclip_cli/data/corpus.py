@@ -158,21 +158,28 @@ class CorpusWriter(CorpusBuilder):
             self.folder.rename(self.out)
 
 
-def check_output(out: Path, overwrite: bool) -> None:
+def check_output(out: Path, overwrite: bool, *, what: str = "corpus", mark: str = "corpus.json") -> None:
     """Refuse an output folder that holds something.
 
+    Args:
+        out: the folder.
+        overwrite: whether one that softclip made may be replaced.
+        what: is made, for messages.
+        mark: the file by which softclip knows what it made.
+
     Raises:
-        DataError: it holds a corpus that may not be overwritten, or something else.
+        DataError: it holds one that may not be overwritten, or something else.
     """
+    article = "an" if what[0] in "aeiou" else "a"
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not (out / "corpus.json").is_file():
+        if not (out / mark).is_file():
             raise DataError(
-                f"{out} exists and is not a corpus",
+                f"{out} exists and is not {article} {what}",
                 "softclip never replaces a folder that it did not make",
                 "name another output folder, or remove this one",
             )
         if not overwrite:
-            raise DataError(f"{out} already holds a corpus", hint="name another folder, or add --overwrite")
+            raise DataError(f"{out} already holds {article} {what}", hint="name another folder, or add --overwrite")
 
 
 @dataclass

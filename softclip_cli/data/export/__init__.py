@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from softclip_cli import __version__
-from softclip_cli.data.corpus import Corpus
+from softclip_cli.data.corpus import Corpus, check_output
 from softclip_cli.data.export.parquet import write_parquet
 from softclip_cli.data.export.tars import write_tars
 from softclip_cli.data.signature import COLUMN
 from softclip_cli.data.split_writer import write_json
-from softclip_cli.errors import DataError, HostError, UsageError, nearest
+from softclip_cli.errors import HostError, UsageError, nearest
 
 FORMATS = ("webdataset", "parquet")
 MADE_BY = "export.json"  # says what the folder is, and that it may be replaced
@@ -94,15 +94,7 @@ def export(
 @contextmanager
 def _beside(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write into, which takes the place of `out` at the end, or goes when something fails."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not (out / MADE_BY).is_file():
-            raise DataError(
-                f"{out} exists and is not an export",
-                "softclip never replaces a folder that it did not make",
-                "name another output folder, or remove this one",
-            )
-        if not overwrite:
-            raise DataError(f"{out} already holds an export", hint="name another folder, or add --overwrite")
+    check_output(out, overwrite, what="export", mark=MADE_BY)
     out = out.absolute()
     work, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
     shutil.rmtree(work, ignore_errors=True)
