@@ -42,23 +42,16 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def save(
-    folder: Path,
-    step: int,
-    model: Model,
-    *,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
-    weights: dict[str, Tensor] | None = None,
+    folder: Path, step: int, model: Model, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]
 ) -> Path:
     """Write one checkpoint beside its place and rename it: there is never half a checkpoint.
 
     Args:
         folder: the run's `checkpoints` folder.
         step: number of steps done.
-        model: what `model.safetensors` is written from.
-        tensors: further files: name without suffix → its tensors; an empty one is left out.
-        state: goes into `state.json`.
-        weights: write these in the place of the model's own.
+        model: how `model.safetensors` is to be read: architecture, tokenizer, pixels.
+        files: name without suffix → its tensors (`TrainingState.tensors`); an empty one is left out.
+        facts: go into `state.json`.
 
     Raises:
         HostError: the disk is full or not writable; what was there before stays.
@@ -68,13 +61,13 @@ def save(
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        model.save(work, final=final, state=weights)
-        for name, content in tensors.items():
-            if content:
+        model.save(work, final=final, state=dict(files["model"]))
+        for name, content in files.items():
+            if content and name != "model":
                 owned = {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}
                 save_file(owned, work / f"{name}.safetensors")
-        files = {path.name: hash_file(path) for path in sorted(work.iterdir())}
-        (work / "state.json").write_text(json_text({"step": step, **state, "sha256": files}), encoding="utf-8")
+        sums = {path.name: hash_file(path) for path in sorted(work.iterdir())}
+        (work / "state.json").write_text(json_text({"step": step, **facts, "sha256": sums}), encoding="utf-8")
         if final.exists():
             shutil.rmtree(final)
         work.rename(final)

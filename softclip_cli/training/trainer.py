@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from softclip_cli.data.batches import Batch
 from softclip_cli.data.sampler import EpochSampler
-from softclip_cli.errors import Interrupted, ModelError, TrainingError
+from softclip_cli.errors import Interrupted, TrainingError
 from softclip_cli.model import Model
 from softclip_cli.objectives.diagnostics import collapse_warning
 from softclip_cli.objectives.embeddings import ObjectiveOutput
@@ -27,6 +27,7 @@ from softclip_cli.training.optimizer import build_optimizer, learning_rate
 from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.signals import Wishes, listening
+from softclip_cli.training.state import TrainingState
 from softclip_cli.training.step import StepContext, forward_backward
 from softclip_cli.training.teachers import Teacher
 from softclip_cli.training.validation import Validator
@@ -77,6 +78,14 @@ class Trainer:
         named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
         self.trainable: list[nn.Parameter] = [p for _, p in named if p.requires_grad]
         self.optimizer = build_optimizer(named, self.settings.optimizer)
+        self.state = TrainingState(
+            self.model,
+            self.encoder.module,
+            self.objective,
+            self.optimizer,
+            self.ema,
+            averaged_model=self.settings.eval.weights == "ema",
+        )
         self.first_step = self.done = 0
         self.replaced: dict[int, str] = {}
         self.collapsed = False
@@ -92,22 +101,10 @@ class Trainer:
         Raises:
             ModelError: the checkpoint is of another model.
         """
-        state = checkpoint.read_state(path)
-        weights = checkpoint.read_tensors(path, "student") or checkpoint.read_tensors(path, "model")
-        try:
-            self.model.net.load_state_dict(weights)
-            if self.ema is not None:
-                self.ema.load_state_dict(checkpoint.read_tensors(path, "ema_state"))
-            self.objective.load_state_dict(checkpoint.read_tensors(path, "objective"))
-        except RuntimeError as error:
-            raise ModelError(
-                f"{path} does not fit the model or objective of this run",
-                str(error).splitlines()[-1].strip()[:200],
-                "resume with the settings that the run was started with",
-            ) from None
-        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path, "optimizer"))
-        self.first_step = int(state["step"])
-        self.replaced = {int(row): why for row, why in state.get("replaced", {}).items()}
+        self.state.load(path)
+        position = checkpoint.read_state(path)
+        self.first_step = int(position["step"])
+        self.replaced = {int(row): why for row, why in position.get("replaced", {}).items()}
         if self.world.first:
             self.folder.truncate_metrics(self.first_step)
 
@@ -262,21 +259,8 @@ class Trainer:
     def _save(self, best: float | None = None) -> Path | None:
         if not self.world.first:
             return None
-        student = self.model.net.state_dict()
-        tensors: dict[str, Any] = {
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-            "objective": self.objective.state_dict(),
-        }
-        weights = None
-        if self.ema is not None:
-            tensors["ema_state"] = self.ema.state_dict()
-            with self.ema.swapped_into(self.encoder.module):
-                averaged = {name: tensor.clone() for name, tensor in self.model.net.state_dict().items()}
-            tensors["ema"] = averaged
-            if self.settings.eval.weights == "ema":
-                weights, tensors["student"] = averaged, student
-        state = {"steps": self.steps, "replaced": self.replaced, "architecture": self.model.config}
-        path = checkpoint.save(self.checkpoints, self.done, self.model, tensors=tensors, state=state, weights=weights)
+        facts = {"steps": self.steps, "replaced": self.replaced, "architecture": self.model.config}
+        path = checkpoint.save(self.checkpoints, self.done, self.model, self.state.tensors(), facts)
         if best is not None and self.validator is not None:
             checkpoint.mark_best(self.checkpoints, self.done, self.validator.metric, best)
         checkpoint.prune(self.checkpoints, self.settings.checkpoint.keep)

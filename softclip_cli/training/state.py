@@ -1,0 +1,73 @@
+"""What a run must remember to go on exactly: weights, their averages, the optimiser's and the objective's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softclip_cli.errors import ModelError
+from softclip_cli.model import Model
+from softclip_cli.objectives.objective import Objective
+from softclip_cli.objectives.teacher import EmaTeacher
+from softclip_cli.training import checkpoint
+
+
+@dataclass
+class TrainingState:
+    """Everything that moves while training, apart from the position in the data, which is a number.
+
+    Attributes:
+        model: that is trained.
+        module: the part of it whose moving average is kept: the network, or its projections.
+        objective: with its own parameters, scales and queue.
+        optimizer: of both.
+        ema: the moving average of `module`, or None.
+        averaged_model: the averaged weights are what is saved as the model; the student's own lie beside them.
+    """
+
+    model: Model
+    module: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    ema: EmaTeacher | None = None
+    averaged_model: bool = False
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The files of a checkpoint: name without suffix → its tensors. `model` is what other programs load."""
+        student = self.model.net.state_dict()
+        files: dict[str, dict[str, Any]] = {
+            "model": student,
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "objective": self.objective.state_dict(),
+        }
+        if self.ema is not None:
+            files["ema_state"] = self.ema.state_dict()
+            with self.ema.swapped_into(self.module):
+                files["ema"] = {name: tensor.clone() for name, tensor in self.model.net.state_dict().items()}
+            if self.averaged_model:
+                files["model"], files["student"] = files["ema"], student
+        return files
+
+    def load(self, path: Path) -> None:
+        """Take up what a checkpoint holds.
+
+        Raises:
+            ModelError: it is of another model, objective or optimiser.
+        """
+        weights = checkpoint.read_tensors(path, "student") or checkpoint.read_tensors(path, "model")
+        try:
+            self.model.net.load_state_dict(weights)
+            if self.ema is not None:
+                self.ema.load_state_dict(checkpoint.read_tensors(path, "ema_state"))
+            self.objective.load_state_dict(checkpoint.read_tensors(path, "objective"))
+        except RuntimeError as error:
+            raise ModelError(
+                f"{path} does not fit the model or objective of this run",
+                str(error).splitlines()[-1].strip()[:200],
+                "resume with the settings that the run was started with",
+            ) from None
+        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path, "optimizer"))
