@@ -60,6 +60,19 @@ def double_or_die(numbers: list[int]) -> list[int]:
     return [2 * number for number in numbers]
 
 
+def double_and_lose_a_worker(mark: str, numbers: list[int]) -> list[int]:
+    """Work for the tests of `ray_ordered_map`: doubles, and at 13, the first time, kills the worker that waits for it."""
+    import os
+    import signal
+    from multiprocessing import parent_process
+
+    worker = parent_process()
+    if 13 in numbers and worker is not None and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(worker.pid or 0, signal.SIGKILL)
+    return [2 * number for number in numbers]
+
+
 def process_ids(numbers: list[int]) -> list[int]:
     """Work for the tests of `ordered_map`: where it ran."""
     import os

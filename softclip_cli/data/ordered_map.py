@@ -18,6 +18,7 @@ from softclip_cli.errors import HostError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_beside: list[ProcessPoolExecutor] = []  # of `isolated`: none or one
 AHEAD = 2  # chunks in flight a worker: enough to keep it busy, few enough to bound memory
 
 
@@ -94,6 +95,23 @@ def _alone(
                 "worker processes cannot be started", str(error), "run with --workers 1, and check the free memory"
             ) from error
     return on_crash(item)
+
+
+def isolated(
+    function: Callable[[list[Item]], Sequence[Result]], chunk: list[Item], on_crash: Callable[[Item], Result]
+) -> list[Result]:
+    """The results of one chunk, computed in a process beside this one, which is kept for the next chunk.
+
+    Raises:
+        HostError: worker processes cannot be started on this machine.
+    """
+    if not _beside:
+        _beside.append(_pool(1))
+    try:
+        return list(_beside[0].submit(function, chunk).result())
+    except BrokenProcessPool:
+        _beside.pop().shutdown(wait=False)
+        return [_alone(function, item, on_crash) for item in chunk]
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
