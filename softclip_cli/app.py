@@ -8,6 +8,7 @@ import typer
 
 from softclip_cli import __version__
 from softclip_cli.commands import (
+    alignment,
     data,
     datasets,
     demo,
@@ -51,6 +52,7 @@ def root(
 
 app.command()(demo.demo)
 app.command()(train.train)
+evaluate.app.command()(alignment.alignment)
 app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)
 app.command()(retrieve.retrieve)

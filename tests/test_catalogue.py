@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,21 +17,20 @@ from eval_fixtures import pictures, png, write_class_folders
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation import names
 from softclip_cli.evaluation.catalogue import Entry, catalogue, find_entry
+from softclip_cli.evaluation.find import data_root, parse_dataset, present
 from softclip_cli.evaluation.images import FileImages
 from softclip_cli.evaluation.layouts import all_layouts
-from softclip_cli.evaluation.locate import (
-    Texts,
-    classification_set,
-    data_root,
-    parse_dataset,
-    present,
-    probe_sets,
-    retrieval_set,
-)
+from softclip_cli.evaluation.locate import Texts, classification_set, probe_sets, rated_set, retrieval_set
 
 DOT = png(np.zeros((2, 2, 3), dtype=np.uint8))
 CLASSIFICATION = [name for name, entry in catalogue().items() if entry.task == "classification"]
 RETRIEVAL = [name for name, entry in catalogue().items() if entry.task == "retrieval"]
+OPENERS: dict[str, Callable[..., Any]] = {
+    "classification": classification_set,
+    "retrieval": retrieval_set,
+    "ratings": rated_set,
+}
+READERS = {"classification": "labelled", "retrieval": "captioned", "ratings": "rated"}
 BENCHMARK = {"cifar10": [f"kind {i}" for i in range(10)], "cifar100": [f"kind {i}" for i in range(100)]}
 
 
@@ -158,7 +159,7 @@ def test_retrieval_sets_are_read_in_every_layout(name: str, layout: str, tmp_pat
 @pytest.mark.parametrize("name", list(catalogue()))
 def test_a_missing_dataset_says_where_to_get_it_and_how_it_must_lie(name: str, tmp_path: Path) -> None:
     entry = catalogue()[name]
-    opened = classification_set if entry.task == "classification" else retrieval_set
+    opened = OPENERS[entry.task]
     with pytest.raises(DataError) as caught:
         opened(name, root=tmp_path)
     error = caught.value
@@ -173,8 +174,7 @@ def test_entries_name_what_exists(name: str) -> None:
     entry = catalogue()[name]
     assert set(entry.layouts) <= set(all_layouts()) and entry.split in entry.sizes
     for layout in entry.layouts:
-        reader = all_layouts()[layout].labelled if entry.task == "classification" else all_layouts()[layout].captioned
-        assert reader is not None
+        assert getattr(all_layouts()[layout], READERS[entry.task]) is not None
     for source in [*entry.class_names, *entry.prompts]:
         where, _, what = source.partition(":")
         assert where in ("dataset", "open_clip", "clip_benchmark")

@@ -25,8 +25,8 @@ def list_datasets(
 ) -> None:
     """All datasets of the catalogue, and which of them are on this machine."""
     from softclip_cli.evaluation.catalogue import catalogue
-    from softclip_cli.evaluation.locate import data_root as root_of
-    from softclip_cli.evaluation.locate import present
+    from softclip_cli.evaluation.find import data_root as root_of
+    from softclip_cli.evaluation.find import present
 
     root = root_of(data_root)
     rows = []
@@ -54,9 +54,9 @@ def show(
 ) -> None:
     """One dataset: where to get it, which folder layouts are accepted, splits, prompts, terms and citation."""
     from softclip_cli.evaluation.catalogue import find_entry
+    from softclip_cli.evaluation.find import data_root as root_of
+    from softclip_cli.evaluation.find import present
     from softclip_cli.evaluation.layouts import all_layouts
-    from softclip_cli.evaluation.locate import data_root as root_of
-    from softclip_cli.evaluation.locate import present
 
     name, entry = find_entry(name)
     root = root_of(data_root)

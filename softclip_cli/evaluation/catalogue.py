@@ -18,7 +18,7 @@ class Entry(Section):
 
     title: str
     """One line for a table."""
-    task: Literal["classification", "retrieval"]
+    task: Literal["classification", "retrieval", "ratings"]
     """What it is used for."""
     hub: str = ""
     """Name on the Hugging Face Hub."""
@@ -56,7 +56,15 @@ class Entry(Section):
     """Sources of the class names, the first that has them is taken (see `names.py`)."""
     prompts: list[str] = Field(default_factory=list)
     """Sources of the prompt templates; without any, the generic prompt is used and the result says so."""
-    metric: Literal["top1", "mean_per_class", "recall"]
+    rating_columns: tuple[int, ...] = ()
+    """Columns of a file of ratings that are ratings, counted from 0."""
+    leave_out_own: bool = False
+    """Leave out the ratings of captions that were written for the very image, as papers do."""
+    describes: float = 1.0
+    """A caption describes an image if the median of its ratings is at least this."""
+    kendall: Literal["b", "c"] = "b"
+    """Which of Kendall's coefficients papers report on these ratings."""
+    metric: Literal["top1", "mean_per_class", "recall", "kendall_tau"]
     """The number that papers report."""
     licence: str = ""
     """Terms of use."""

@@ -19,7 +19,8 @@ SPLIT_LIST = re.compile(r"(?:.*[^a-z])?(train|training|val|valid|validation|dev|
 SAMPLE = 200  # image names by which the folder of the images is found
 
 
-def _nearby(folder: Path, pattern: str) -> list[Path]:
+def nearby(folder: Path, pattern: str) -> list[Path]:
+    """The files of this pattern in a folder, then those one folder below."""
     return sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")])
 
 
@@ -27,7 +28,7 @@ def _nearby(folder: Path, pattern: str) -> list[Path]:
 
 
 def _karpathy_file(folder: Path, shallow: bool) -> Path | None:
-    for path in sorted(folder.glob("dataset_*.json")) if shallow else _nearby(folder, "dataset_*.json"):
+    for path in sorted(folder.glob("dataset_*.json")) if shallow else nearby(folder, "dataset_*.json"):
         with path.open("rb") as stream:
             if b'"images"' in stream.read(4096):
                 return path
@@ -54,15 +55,16 @@ def _karpathy(folder: Path, split: str, wanted: Wanted) -> Captioned:
     chosen = [image for image in _karpathy_images(path) if image["split"] in accepted]
     names = [os.path.join(image.get("filepath", ""), image["filename"]).replace("\\", "/") for image in chosen]  # noqa: PTH118
     captions = [[sentence["raw"].strip() for sentence in image["sentences"]] for image in chosen]
-    return Captioned(_locate(folder, names, path), captions, {"caption_file": path.name})
+    return Captioned(locate(folder, names, path), captions, {"caption_file": path.name})
 
 
 # Flickr8k.token.txt, results_20130124.token, or the captions.txt of its copies
 
 
-def _token_file(folder: Path, shallow: bool) -> Path | None:
+def token_file(folder: Path, shallow: bool) -> Path | None:
+    """The file of captions in Flickr's form, or None; with `shallow`, not of a subfolder."""
     for pattern in ("*.token.txt", "*.token", "captions.txt"):
-        paths = sorted(folder.glob(pattern)) if shallow else _nearby(folder, pattern)
+        paths = sorted(folder.glob(pattern)) if shallow else nearby(folder, pattern)
         # Flickr8k.lemma.token.txt holds the captions' lemmas.
         paths = [path for path in paths if "lemma" not in path.name]
         if paths:
@@ -97,7 +99,7 @@ def read_tokens(path: Path) -> dict[str, list[str]]:
 
 def _split_lists(folder: Path, token: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in [*_nearby(folder, "*.txt"), *(_nearby(token.parent, "*.txt") if token.parent != folder else [])]:
+    for path in [*nearby(folder, "*.txt"), *(nearby(token.parent, "*.txt") if token.parent != folder else [])]:
         match = SPLIT_LIST.fullmatch(path.stem)
         if match and path != token:
             found.setdefault(match[1].lower(), path)
@@ -105,12 +107,12 @@ def _split_lists(folder: Path, token: Path) -> dict[str, Path]:
 
 
 def _flickr_splits(folder: Path, wanted: Wanted, shallow: bool) -> list[str] | None:
-    token = _token_file(folder, shallow)
+    token = token_file(folder, shallow)
     return None if token is None else list(_split_lists(folder, token)) or [WHOLE]
 
 
 def _flickr(folder: Path, split: str, wanted: Wanted) -> Captioned:
-    token = _token_file(folder, shallow=False)
+    token = token_file(folder, shallow=False)
     assert token is not None
     captions = read_tokens(token)
     names = list(captions)
@@ -130,10 +132,10 @@ def _flickr(folder: Path, split: str, wanted: Wanted) -> Captioned:
             )
         names = [name if name in captions else by_stem[Path(name).stem] for name in listed]
         notes["split_file"] = path.name
-    return Captioned(_locate(folder, names, token), [captions[name] for name in names], notes)
+    return Captioned(locate(folder, names, token), [captions[name] for name in names], notes)
 
 
-def _locate(folder: Path, names: list[str], captions: Path) -> FileImages:
+def locate(folder: Path, names: list[str], captions: Path) -> FileImages:
     """The image files of these names, wherever below `folder` they are.
 
     Raises:

@@ -23,6 +23,8 @@ class Wanted:
         image_column, label_column, split_column: columns of a table; None finds them.
         folder_names: "words", or "wnid" for class folders named by WordNet ids.
         classes: number of classes; None takes what is there.
+        rating_columns: which columns of a file of ratings are ratings, counted from 0.
+        leave_out_own: leave out ratings of captions that were written for the very image.
     """
 
     image_column: str | None = None
@@ -30,6 +32,8 @@ class Wanted:
     split_column: str | None = None
     folder_names: str = "words"
     classes: int | None = None
+    rating_columns: tuple[int, ...] = ()
+    leave_out_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,19 @@ class Captioned:
 
 
 @dataclass(frozen=True)
+class Rated:
+    """What a reader found: pairs of images and texts that people rated; see `ratings.RatedSet` for what each is."""
+
+    images: ImageSource
+    texts: list[str]
+    author: np.ndarray
+    image: np.ndarray
+    text: np.ndarray
+    ratings: np.ndarray
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way in which a dataset may lie in a folder.
 
@@ -70,7 +87,7 @@ class Layout:
         shape: what the folder looks like, for messages and docs.
         splits: folder → names of its splits (`[""]`: it has none), or None when the folder is not of this layout.
             With `shallow`, files below unrelated subfolders do not count.
-        labelled, captioned: (folder, one of the splits, Wanted) → what is there; None where the layout cannot hold it.
+        labelled, captioned, rated: (folder, one of the splits, Wanted) → what is there; None where the layout cannot hold it.
     """
 
     name: str
@@ -78,6 +95,7 @@ class Layout:
     splits: Callable[[Path, Wanted, bool], list[str] | None]
     labelled: Callable[[Path, str, Wanted], Labelled] | None = None
     captioned: Callable[[Path, str, Wanted], Captioned] | None = None
+    rated: Callable[[Path, str, Wanted], Rated] | None = None
 
 
 def all_layouts() -> dict[str, Layout]:
@@ -85,8 +103,9 @@ def all_layouts() -> dict[str, Layout]:
     from softclip_cli.evaluation.layout_captions import FLICKR_CAPTIONS, KARPATHY
     from softclip_cli.evaluation.layout_folders import CLASS_FOLDERS
     from softclip_cli.evaluation.layout_tables import CORPUS, DATASETS, HUB_PARQUET
+    from softclip_cli.evaluation.ratings import FLICKR_RATINGS
 
-    known = (CORPUS, DATASETS, HUB_PARQUET, KARPATHY, FLICKR_CAPTIONS, CLASS_FOLDERS)
+    known = (CORPUS, DATASETS, HUB_PARQUET, KARPATHY, FLICKR_CAPTIONS, FLICKR_RATINGS, CLASS_FOLDERS)
     return {layout.name: layout for layout in known}
 
 

@@ -1,31 +1,30 @@
-"""From what a user names (`imagenet`, a folder, a corpus) to a set that can be evaluated, or to an error that helps."""
+"""From what a user names (`imagenet`, a folder, a corpus) to a set that can be evaluated. Where it lies: `find.py`."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from softclip_cli.data.corpus import Corpus
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation import names
-from softclip_cli.evaluation.catalogue import Entry, catalogue, find_entry
+from softclip_cli.evaluation.catalogue import Entry, find_entry
 from softclip_cli.evaluation.corpus_sets import classification_task, find_task, retrieval_task, training_split
-from softclip_cli.evaluation.layouts import (
-    WHOLE,
-    Captioned,
-    Labelled,
-    Layout,
-    Wanted,
-    all_layouts,
-    match_split,
-    require_split,
+from softclip_cli.evaluation.find import (
+    corpus_at,
+    data_root,
+    find_set,
+    layout_of,
+    own_folder,
+    parse_dataset,
+    require_task,
+    wanted,
 )
+from softclip_cli.evaluation.layouts import WHOLE, Captioned, Labelled, Layout, Wanted, match_split, require_split
+from softclip_cli.evaluation.ratings import RatedSet, read_table
 from softclip_cli.evaluation.sets import ClassificationSet, RetrievalSet
 
-DATA_VARIABLE = "SOFTCLIP_DATA"
 HELD_OUT = 0.2  # share of the images that a probe is tested on where the data has one split only [ours]
 
 
@@ -45,114 +44,6 @@ class ProbeSets:
     validation: ClassificationSet | None
     test: ClassificationSet
     notes: dict[str, object]
-
-
-def data_root(given: Path | None = None) -> Path:
-    """Where datasets are looked up: `given`, else `$SOFTCLIP_DATA`, else `data` in the current folder."""
-    return given or Path(os.environ.get(DATA_VARIABLE) or "data")
-
-
-def parse_dataset(text: str) -> tuple[str, str]:
-    """Split `CORPUS:TASK` or `CORPUS:SPLIT` into its parts; the second is empty where there is none."""
-    if Path(text).exists() or text.lower() in {name.lower() for name in catalogue()}:
-        return text, ""
-    base, colon, part = text.rpartition(":")
-    return (base, part) if colon and base and part and "/" not in part else (text, "")
-
-
-def own_folder(base: str) -> Path | None:
-    """The user's own folder, or None where `base` is a catalogue name."""
-    looks_like_path = base.startswith((".", "~")) or "/" in base or os.sep in base
-    if not looks_like_path and base.lower() in {name.lower() for name in catalogue()}:
-        return None
-    folder = Path(base).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or looks_like_path:
-        raise DataError(
-            f"no dataset folder at {base}",
-            "it is a file" if folder.exists() else "the folder does not exist",
-            "name a folder, or a dataset of the catalogue: softclip datasets list",
-        )
-    find_entry(base)  # raises, with the nearest names
-    return None
-
-
-def corpus_at(folder: Path) -> Corpus | None:
-    """The prepared corpus in a folder, or None where there is none."""
-    return Corpus.open(folder) if (folder / "corpus.json").is_file() else None
-
-
-# Finding a folder and its layout
-
-
-def layout_of(folder: Path, task: str) -> tuple[Layout, list[str]]:
-    """The layout of a user's own folder and its splits.
-
-    Raises:
-        DataError: none is recognised; lists the accepted ones.
-    """
-    layouts = [one for one in all_layouts().values() if (one.labelled if task == "classification" else one.captioned)]
-    for layout in layouts:
-        splits = layout.splits(folder, Wanted(), False)
-        if splits:
-            return layout, splits
-    raise DataError(
-        f"{folder} has none of the layouts that hold a {task} set",
-        "accepted: " + "; ".join(f"({number}) {layout.shape}" for number, layout in enumerate(layouts, 1)),
-        "arrange the folder so, or prepare it: softclip data prepare " + str(folder),
-    )
-
-
-def wanted(entry: Entry) -> Wanted:
-    """What the catalogue says of a dataset, as far as a reader needs it."""
-    return Wanted(entry.image_column, entry.label_column, entry.split_column, entry.folder_names, entry.classes)
-
-
-def find_set(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Path, Layout, str]:
-    """The folder of a catalogue dataset, its layout and the split's name there.
-
-    Raises:
-        DataError: it is not there (where to get it, which layouts, where it was looked for), or lacks the split.
-    """
-    layouts = [all_layouts()[layout] for layout in entry.layouts]
-    places = [(root / folder, False) for folder in entry.folders if (root / folder).is_dir()]
-    if root.is_dir():
-        # The data root may be the dataset itself. Where its name does not say so, others below it must not be mistaken.
-        places.append((root, root.resolve().name not in entry.folders))
-    without_split: tuple[Path, list[str]] | None = None
-    for folder, shallow in places:
-        for layout in layouts:
-            splits = layout.splits(folder, wanted(entry), shallow)
-            if not splits:
-                continue
-            found = match_split(split or entry.split, splits)
-            if found is not None:
-                return folder, layout, found
-            if not shallow and without_split is None:
-                without_split = (folder, splits)
-    if without_split is not None:
-        require_split(split or entry.split, without_split[1], f"{name} in {without_split[0]}")
-    shapes = "; ".join(f"({number}) {layout.shape}" for number, layout in enumerate(layouts, 1))
-    looked = f"{', '.join(entry.folders)} in {root}/ and {root}/ itself"
-    there = next((place for place, shallow in places if not shallow), None)
-    state = f"{there} is there, but not in an accepted layout; " if there else ""
-    target = root / entry.folders[0]
-    sources = [part for part in (entry.download(str(target)), entry.site) if part]
-    raise DataError(
-        f"dataset {name} is not on this machine",
-        f"{state}looked for {looked}. Accepted layouts: {shapes}. Example: {target / entry.example}",
-        f"get it ({' or '.join(sources)}), or name its place with --data-root DIR",
-    )
-
-
-def present(name: str, root: Path) -> Path | None:
-    """The folder in which a catalogue dataset is found with the split that is reported, or None."""
-    entry = catalogue()[name]
-    try:
-        return find_set(name, entry, root, None)[0]
-    except DataError:
-        return None
 
 
 # Classification
@@ -177,7 +68,7 @@ def classification_set(
     folder = own_folder(base)
     if folder is None:
         name, entry = find_entry(base)
-        _require_task(name, entry, "classification")
+        require_task(name, entry, "classification")
         place, layout, found_split = find_set(name, entry, data_root(root), split or part)
         return _classification(name, place, layout, found_split, entry, texts)
     corpus = corpus_at(folder)
@@ -188,12 +79,6 @@ def classification_set(
     layout, splits = layout_of(folder, "classification")
     chosen = require_split(split or part, splits, str(folder)) if split or part else _test_split(splits, folder)
     return _classification(folder.resolve().name, folder, layout, chosen, None, texts)
-
-
-def _require_task(name: str, entry: Entry, task: str) -> None:
-    if entry.task != task:
-        command = "softclip retrieve --split" if entry.task == "retrieval" else "softclip eval zeroshot --dataset"
-        raise UsageError(f"{name} is a {entry.task} set", f"{entry.title}", f"use it with: {command} {name}")
 
 
 def _test_split(splits: list[str], folder: Path) -> str:
@@ -293,7 +178,7 @@ def probe_sets(
         )
     if folder is None:
         name, entry = find_entry(base)
-        _require_task(name, entry, "classification")
+        require_task(name, entry, "classification")
         test = classification_set(base, split=split or part, root=root)
         train_name, validation_split = train_split or entry.train, validation_split or entry.validation
         if train_name is None:
@@ -359,7 +244,7 @@ def retrieval_set(reference: str, *, root: Path | None = None) -> RetrievalSet:
     folder = own_folder(base)
     if folder is None:
         name, entry = find_entry(base)
-        _require_task(name, entry, "retrieval")
+        require_task(name, entry, "retrieval")
         place, layout, split = find_set(name, entry, data_root(root), part)
         return _retrieval(name, place, layout, split, entry)
     corpus = corpus_at(folder)
@@ -395,3 +280,41 @@ def _retrieval(name: str, folder: Path, layout: Layout, split: str, entry: Entry
             notes["captions_left_out"] = f"{left_out:,} beyond the first {count} of their images"
         captions = [texts[:count] for texts in captions]
     return RetrievalSet(name, split or "all", found.images, captions, layout.name, str(folder), notes)
+
+
+# Ratings
+
+
+def rated_set(
+    dataset: str, *, root: Path | None = None, images: Path | None = None, describes: float | None = None
+) -> RatedSet:
+    """Open rated pairs: a catalogue name, or the user's own table.
+
+    Args:
+        dataset: as the user wrote it.
+        root: where catalogue datasets are; see `data_root`.
+        images: the folder of a table's images; default: the table's own.
+        describes: from which median rating on a text describes the image; default: the catalogue's, or the highest rating.
+
+    Raises:
+        DataError: not there, or it cannot be read.
+        UsageError: `images` for a dataset of the catalogue.
+    """
+    path = Path(dataset).expanduser()
+    if path.is_file():
+        return read_table(path, images, describes)
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet"):
+        raise DataError(f"no table of ratings at {dataset}", "the file does not exist")
+    name, entry = find_entry(dataset)
+    require_task(name, entry, "ratings")
+    if images is not None:
+        raise UsageError(
+            f"--images does not go with {name}",
+            "a dataset of the catalogue has its images beside it",
+            "use --data-root DIR",
+        )
+    folder, layout, split = find_set(name, entry, data_root(root), None)
+    assert layout.rated is not None
+    found = layout.rated(folder, split, wanted(entry))
+    limit = entry.describes if describes is None else describes
+    return RatedSet(name=name, split=split, **vars(found), describes=limit, kendall=entry.kendall, layout=layout.name)

@@ -10,9 +10,9 @@ from softclip_cli.data.signature import Signatures, stored_signatures
 from softclip_cli.data.sources.walk import is_image_name, relative, walk
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation.catalogue import find_entry
+from softclip_cli.evaluation.find import corpus_at, data_root, find_set, own_folder, parse_dataset, wanted
 from softclip_cli.evaluation.images import ArrowImages, FileImages, ImageSource
 from softclip_cli.evaluation.layouts import Wanted, all_layouts, require_split
-from softclip_cli.evaluation.locate import corpus_at, data_root, find_set, own_folder, parse_dataset, wanted
 
 
 def protected_set(reference: str, root: Path | None = None) -> Protected:

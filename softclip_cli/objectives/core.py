@@ -128,7 +128,7 @@ def _one_block(batch: GlobalBatch, soft_scale: Tensor | None, members: Tensor | 
             weights = CosineWeights(*factors[0])
             heads[-1].pulls.append((weights, weights.transposed_similarity(), soft_image, soft_text))
         elif members is None or bool(soft_image.any()):
-            targets = _soft_targets(batch, factors, product, rows, plan)
+            targets = batch_soft_targets(batch, factors, product, rows, plan)
             soft = Soft(targets, soft_image, soft_text, divergence=choice.mix == "two-head")
     parts = symmetric_loss(image, text, rows, product, heads, soft, plan, pairs=batch.pairs, gradient=gradient)
     if soft is not None and soft.targets.text_bias is not None and soft.targets.image_bias is not None:
@@ -139,7 +139,7 @@ def _one_block(batch: GlobalBatch, soft_scale: Tensor | None, members: Tensor | 
     return parts
 
 
-def _soft_targets(
+def batch_soft_targets(
     batch: GlobalBatch,
     factors: list[tuple[Tensor, Tensor]],
     product: Product,

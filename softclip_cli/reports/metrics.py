@@ -11,6 +11,7 @@ TASKS = {
     "probe": "Linear probe",
     "retrieval": "Retrieval",
     "composition": "Composition",
+    "alignment": "Agreement with human ratings",
 }
 # name → (label, unit, whether higher is better; None: neither). What is not listed is a share of hits where its
 # values lie in [0, 1].
@@ -35,7 +36,13 @@ METRICS: dict[str, tuple[str, str, bool | None]] = {
     "relative_drop": ("relative drop", "%", None),
 }
 # What stands for an evaluation where not all of its metrics can be shown.
-MAIN = ("top1", "accuracy", "rsum")
+MAIN = ("top1", "accuracy", "rsum", "kendall_tau")
+VARIANTS = {
+    "single_prompt_": "single prompt",
+    "target_image_to_text_": "soft target image → text",
+    "target_text_to_image_": "soft target text → image",
+    "same_pairs_": "pairs with a target",
+}
 OUTCOMES = ("reference.top1",)  # stand in a protocol, but are measured, not set
 RECALL = re.compile(r"(image_to_text|text_to_image)_r(\d+)")
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
@@ -52,10 +59,10 @@ def metric_facts(metric: str, values: Sequence[float], said: str = "") -> tuple[
     Returns:
         Label, unit (`%`, `points` or empty) and whether higher is better (None: neither).
     """
-    single = metric.removeprefix("single_prompt_")
-    if single != metric:
-        label, unit, higher = metric_facts(single, values, said)
-        return f"{label}, single prompt", unit, higher
+    for prefix, words in VARIANTS.items():
+        if metric.startswith(prefix):
+            label, unit, higher = metric_facts(metric.removeprefix(prefix), values, said)
+            return f"{label}, {words}", unit, higher
     recall = RECALL.fullmatch(metric)
     if metric in METRICS:
         label, unit, higher = METRICS[metric]

@@ -19,7 +19,7 @@ from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit, names_shards
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.cache import default_folder
-from softclip_cli.evaluation.locate import data_root
+from softclip_cli.evaluation.find import data_root
 from softclip_cli.model import Model
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.settings import advice, resolve

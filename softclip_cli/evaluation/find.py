@@ -1,0 +1,143 @@
+"""Finding a dataset on the disk: what a user names → a folder, its layout and a split, or an error that says how to get it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from softclip_cli.data.corpus import Corpus
+from softclip_cli.errors import DataError, UsageError
+from softclip_cli.evaluation.catalogue import Entry, catalogue, find_entry
+from softclip_cli.evaluation.layouts import Layout, Wanted, all_layouts, match_split, require_split
+
+DATA_VARIABLE = "SOFTCLIP_DATA"
+COMMANDS = {
+    "classification": "softclip eval zeroshot --dataset",
+    "retrieval": "softclip retrieve --split",
+    "ratings": "softclip eval alignment --dataset",
+}
+
+
+def data_root(given: Path | None = None) -> Path:
+    """Where datasets are looked up: `given`, else `$SOFTCLIP_DATA`, else `data` in the current folder."""
+    return given or Path(os.environ.get(DATA_VARIABLE) or "data")
+
+
+def parse_dataset(text: str) -> tuple[str, str]:
+    """Split `CORPUS:TASK` or `CORPUS:SPLIT` into its parts; the second is empty where there is none."""
+    if Path(text).exists() or text.lower() in {name.lower() for name in catalogue()}:
+        return text, ""
+    base, colon, part = text.rpartition(":")
+    return (base, part) if colon and base and part and "/" not in part else (text, "")
+
+
+def own_folder(base: str) -> Path | None:
+    """The user's own folder, or None where `base` is a catalogue name."""
+    looks_like_path = base.startswith((".", "~")) or "/" in base or os.sep in base
+    if not looks_like_path and base.lower() in {name.lower() for name in catalogue()}:
+        return None
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or looks_like_path:
+        raise DataError(
+            f"no dataset folder at {base}",
+            "it is a file" if folder.exists() else "the folder does not exist",
+            "name a folder, or a dataset of the catalogue: softclip datasets list",
+        )
+    find_entry(base)  # raises, with the nearest names
+    return None
+
+
+def corpus_at(folder: Path) -> Corpus | None:
+    """The prepared corpus in a folder, or None where there is none."""
+    return Corpus.open(folder) if (folder / "corpus.json").is_file() else None
+
+
+def layout_of(folder: Path, task: str) -> tuple[Layout, list[str]]:
+    """The layout of a user's own folder and its splits.
+
+    Raises:
+        DataError: none is recognised; lists the accepted ones.
+    """
+    layouts = [one for one in all_layouts().values() if (one.labelled if task == "classification" else one.captioned)]
+    for layout in layouts:
+        splits = layout.splits(folder, Wanted(), False)
+        if splits:
+            return layout, splits
+    raise DataError(
+        f"{folder} has none of the layouts that hold a {task} set",
+        "accepted: " + "; ".join(f"({number}) {layout.shape}" for number, layout in enumerate(layouts, 1)),
+        "arrange the folder so, or prepare it: softclip data prepare " + str(folder),
+    )
+
+
+def wanted(entry: Entry) -> Wanted:
+    """What the catalogue says of a dataset, as far as a reader needs it."""
+    return Wanted(
+        entry.image_column,
+        entry.label_column,
+        entry.split_column,
+        entry.folder_names,
+        entry.classes,
+        entry.rating_columns,
+        entry.leave_out_own,
+    )
+
+
+def find_set(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Path, Layout, str]:
+    """The folder of a catalogue dataset, its layout and the split's name there.
+
+    Raises:
+        DataError: it is not there (where to get it, which layouts, where it was looked for), or lacks the split.
+    """
+    layouts = [all_layouts()[layout] for layout in entry.layouts]
+    places = [(root / folder, False) for folder in entry.folders if (root / folder).is_dir()]
+    if root.is_dir():
+        # The data root may be the dataset itself. Where its name does not say so, others below it must not be mistaken.
+        places.append((root, root.resolve().name not in entry.folders))
+    without_split: tuple[Path, list[str]] | None = None
+    for folder, shallow in places:
+        for layout in layouts:
+            splits = layout.splits(folder, wanted(entry), shallow)
+            if not splits:
+                continue
+            found = match_split(split or entry.split, splits)
+            if found is not None:
+                return folder, layout, found
+            if not shallow and without_split is None:
+                without_split = (folder, splits)
+    if without_split is not None:
+        require_split(split or entry.split, without_split[1], f"{name} in {without_split[0]}")
+    shapes = "; ".join(f"({number}) {layout.shape}" for number, layout in enumerate(layouts, 1))
+    looked = f"{', '.join(entry.folders)} in {root}/ and {root}/ itself"
+    there = next((place for place, shallow in places if not shallow), None)
+    state = f"{there} is there, but not in an accepted layout; " if there else ""
+    target = root / entry.folders[0]
+    sources = [part for part in (entry.download(str(target)), entry.site) if part]
+    raise DataError(
+        f"dataset {name} is not on this machine",
+        f"{state}looked for {looked}. Accepted layouts: {shapes}. Example: {target / entry.example}",
+        f"get it ({' or '.join(sources)}), or name its place with --data-root DIR",
+    )
+
+
+def present(name: str, root: Path) -> Path | None:
+    """The folder in which a catalogue dataset is found with the split that is reported, or None."""
+    entry = catalogue()[name]
+    try:
+        return find_set(name, entry, root, None)[0]
+    except DataError:
+        return None
+
+
+def require_task(name: str, entry: Entry, task: str) -> None:
+    """Check that a dataset is of the kind that a command evaluates.
+
+    Raises:
+        UsageError: it is not; names the command for it.
+    """
+    if entry.task != task:
+        raise UsageError(
+            f"{name} is a {entry.task} set", f"{entry.title}", f"use it with: {COMMANDS[entry.task]} {name}"
+        )
