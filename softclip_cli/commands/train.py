@@ -48,6 +48,12 @@ def train(
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Passes over the data, where --steps is not given.")
     ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            "--max-time", metavar="T", help="Save and end after so long: 30m, 2h, 90s, 1:30:00. --resume goes on."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=2, help="Pairs a step, over all processes: the contrastive batch.")
     ] = None,
@@ -99,6 +105,7 @@ def train(
         ("schedule", "steps", steps),
         ("schedule", "epochs", epochs),
         ("schedule", "seed", seed),
+        ("schedule", "max_time", max_time),
         ("", "device", device),
         ("", "precision", precision),
     ):
@@ -199,7 +206,7 @@ def run_training(plan: Plan, as_json: bool) -> Path:
         return path  # under torchrun the first process writes and speaks
     run = Run(path)
     write_model_card(run)
-    final = run.training[-1]
+    final = run.training[-1] if run.training else {}  # its time was up before the first line
     evaluations = {name: lines[-1] for name, lines in run.evaluations.items()}
     document = {
         "run": str(path),
@@ -209,17 +216,18 @@ def run_training(plan: Plan, as_json: bool) -> Path:
     }
 
     def render() -> None:
-        rows = [
-            ("run", path),
-            ("steps", final["step"]),
-            ("loss", f"{final['loss']:.3f} (chance {final['chance']:.3f})"),
-        ]
+        done = f"{run.status['step']}" + (f" of {run.status['steps']}" if run.state != "finished" else "")
+        rows = [("run", path), ("steps", done)]
+        if final:
+            rows.append(("loss", f"{final['loss']:.3f} (chance {final['chance']:.3f})"))
         for name, entry in evaluations.items():
             rows += [(f"{name} {key}", f"{value:.2f}") for key, value in entry.items() if isinstance(value, float)]
         console.table("", ("", ""), rows)
 
     console.emit(document, as_json, render)
-    if not as_json:
+    if not as_json and run.state != "finished":
+        console.note(f"next: softclip train --resume {path}")
+    elif not as_json:
         console.note(
             f"next: softclip retrieve --model {path}   ·   softclip eval zeroshot --model {path} --dataset CORPUS"
         )

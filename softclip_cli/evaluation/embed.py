@@ -29,6 +29,10 @@ PRECISIONS = ("fp32", "bf16")
 SMALL = 512  # images below which starting worker processes costs more than they save
 
 
+class NotFiniteError(ModelError):
+    """A model gives embeddings that are no numbers."""
+
+
 class EmbeddingModel(Protocol):
     """What the evaluations need of a model; `registry.Model` has it."""
 
@@ -376,7 +380,7 @@ def _check_finite(rows: Tensor, model: EmbeddingModel, what: str, key: Callable[
     finite = torch.isfinite(rows).all(dim=1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0, 0])
-        raise ModelError(
+        raise NotFiniteError(
             f"model {model.name or model.reference} gives an embedding that is not a number: {what} {key(row)}",
             f"{int((~finite).sum())} of {len(rows)} embeddings in this batch hold NaN or infinity",
             "the weights are damaged or training diverged: try an earlier checkpoint, or --precision fp32",

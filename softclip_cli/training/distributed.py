@@ -112,3 +112,12 @@ def any_process(flag: bool, world: World, device: torch.device) -> bool:
     tensor = torch.tensor([int(flag)], device=device if device.type == "cuda" else "cpu")
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return bool(tensor.item())
+
+
+def largest_everywhere(values: list[int], world: World, device: torch.device) -> list[int]:
+    """The largest of each value over all processes, so that all act alike."""
+    if world.size == 1:
+        return values
+    tensor = torch.tensor(values, device=device if device.type == "cuda" else "cpu")
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()

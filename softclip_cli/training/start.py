@@ -31,6 +31,7 @@ from softclip_cli.training.distributed import World, first_ahead, from_first, jo
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
+from softclip_cli.training.limits import TimeLimit
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
 from softclip_cli.training.settings import DataSettings, TrainSettings
 from softclip_cli.training.teachers import AverageTeacher, Teacher
@@ -78,6 +79,7 @@ def train(plan: Plan, report: Report = unheard) -> Path:
 def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     """Open corpus and model, choose device, precision and workers, and find the checkpoint to go on with."""
     settings = plan.settings
+    time_limit = TimeLimit(settings.schedule.max_time)
     # Named after the time, which differs between processes.
     path = from_first(plan.out or new_run_path(runs.runs_dir(), settings.objective.name), world)
     check_run_path(path)
@@ -183,11 +185,25 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         report("note", {"text": f"no evaluation during training: the corpus has no split {settings.eval.split!r}"})
 
     trainer = Trainer(
-        settings, folder, model, encoder, objective, ema, teacher, sampler, source, validator, steps, world, report
+        settings,
+        folder,
+        model,
+        encoder,
+        objective,
+        ema,
+        teacher,
+        sampler,
+        source,
+        validator,
+        steps,
+        world,
+        report,
+        time_limit,
     )
+    found, problems = checkpoint.to_resume(path / "checkpoints")
     if world.first:
         folder.create(settings, environment(str(device), precision, world.size, list(plan.command)), facts)
-    found, problems = checkpoint.newest_intact(path / "checkpoints")
+        checkpoint.remove_unfinished(path / "checkpoints")
     for problem in problems:
         report("warning", {"text": f"checkpoint {problem}; taking an earlier one"})
     if found is not None:
