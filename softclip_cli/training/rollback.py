@@ -46,13 +46,13 @@ class Rollbacks:
         if found is None:
             raise TrainingError(trouble, "training diverged, and there is no checkpoint from before", self.hint)
         step = int(found.name.removeprefix("step-"))
+        if world.first:
+            checkpoint.remove_after(folder, step)
         times = self._times + 1 if step <= self._step else 1
         if times > self.most:
             gone = f", and the run has gone back to step {self._step} {self._times} times already" if self.most else ""
             raise TrainingError(trouble, f"training diverged{gone}", self.hint)
         self._step, self._times, self.count = step, times, self.count + 1
-        if world.first:
-            checkpoint.remove_after(folder, step)
         return found, step
 
     def __str__(self) -> str:
