@@ -196,7 +196,9 @@ def test_a_failure_in_the_thread_ends_the_run_at_the_next_step(colour_corpus, tm
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    made = prepare(Plan(settings(colour_corpus, schedule={"steps": 50}, checkpoint={"every": 3}), tmp_path / "run"), World())
+    made = prepare(
+        Plan(settings(colour_corpus, schedule={"steps": 50}, checkpoint={"every": 3}), tmp_path / "run"), World()
+    )
     original = made.step
 
     def step(batch: Any, log: bool) -> Any:

@@ -105,7 +105,9 @@ def test_a_device_that_is_not_waited_for_skips_the_same(colour_corpus, tmp_path,
     results = []
     for waits in (True, False):
         with monkeypatch.context() as patched:
-            plan = Plan(settings(colour_corpus, objective=objective, optimizer={"name": optimizer}), tmp_path / str(waits))
+            plan = Plan(
+                settings(colour_corpus, objective=objective, optimizer={"name": optimizer}), tmp_path / str(waits)
+            )
             made = prepare(plan, World())
             made.guard = Guard(made.encoder.module, made.objective, made.optimizer, made.model.device, waits=waits)
             made.model.train()

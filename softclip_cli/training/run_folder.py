@@ -143,7 +143,8 @@ class RunFolder:
         line = json.dumps(entry) + "\n"
         with self._writing("metrics.jsonl"), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(line)
-        self._last_metrics = line
+        if "loss" in entry:
+            self._last_metrics = line
 
     def logged(self, report: Report) -> Report:
         """The same report, whose notes and warnings also go to log.txt, with the time.

@@ -90,6 +90,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         raise UsageError(
             f"{path} already holds a run", "--resume never was given", "name a new folder: --out runs/NAME"
         )
+    found, problems = checkpoint.to_resume(path / "checkpoints")
 
     device = choose_device(settings.device)
     if device.type == "cuda" and device.index is None:
@@ -200,7 +201,6 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         report,
         time_limit,
     )
-    found, problems = checkpoint.to_resume(path / "checkpoints")
     if world.first:
         folder.create(settings, environment(str(device), precision, world.size, list(plan.command)), facts)
         checkpoint.remove_unfinished(path / "checkpoints")
@@ -209,6 +209,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     if found is not None:
         trainer.resume(found)
         report("note", {"text": f"resuming {path} at step {trainer.first_step} of {steps}"})
+    elif world.first:
+        folder.truncate_metrics(0)  # of a run that was killed before its first checkpoint
     report(
         "start",
         {

@@ -371,7 +371,7 @@ class Trainer:
             raise DataError(
                 f"{len(self.replaced):,} images cannot be decoded, more than {self.settings.data.max_replaced:.0%} of those seen {place}",
                 "; ".join(f"row {row}: {why}" for row, why in list(self.replaced.items())[:3]),
-                f"prepare the corpus again (it checks every image), or allow more: {again} --set data.max_replaced=0.5",
+                f"softclip data prepare checks every image; or allow more: {again} --set data.max_replaced=0.5",
             )
         if reason is Stop.TIME:
             self._status("interrupted", f"max_time {self.time_limit.text} at step {self.done}")
