@@ -128,6 +128,35 @@ def test_copies_share_nothing_and_lie_in_order():
     assert made["x"].data_ptr() != weight.data_ptr()
 
 
+def test_what_two_files_share_is_copied_once_but_never_within_a_file():
+    weight = torch.randn(4, 3)
+    made = copied({"a": {"x": weight, "tied": weight}, "b": {"x": weight, "part": weight[:2]}, "c": {"empty": weight[:0]}})
+    assert made["b"]["x"] is made["a"]["x"]
+    assert made["a"]["tied"].data_ptr() != made["a"]["x"].data_ptr()
+    assert torch.equal(made["a"]["tied"], weight)
+    assert torch.equal(made["b"]["part"], weight[:2])
+    assert made["c"]["empty"].shape == (0, 3)
+
+
+def test_averaged_weights_of_a_checkpoint_are_those_of_a_swap(colour_corpus, tmp_path):
+    """Read in their place, they are what the model has while the averaged weights are swapped in."""
+    for lock in ("", "image,text"):
+        objective = {"name": "psd", "teacher": "ema", "ema_decay": 0.5}
+        made = prepare(
+            Plan(settings(colour_corpus, objective=objective, model={"lock": lock}), tmp_path / f"run{lock}"), World()
+        )
+        made.model.train()
+        for batch in made.source(0, 3):
+            made.step(batch, False)
+        assert made.ema is not None
+        with made.ema.swapped_into(made.encoder.module):
+            wanted = {name: tensor.clone() for name, tensor in made.model.net.state_dict().items()}
+        found = made.state.tensors()["ema"]
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert any(not torch.equal(found[name], t) for name, t in made.model.net.state_dict().items())
+
+
 def test_saving_beside_gives_the_same_run_as_saving_in_between(colour_corpus, tmp_path, monkeypatch):
     """With an EMA whose weights are saved as the model's: every file of every checkpoint, byte for byte."""
     made = settings(

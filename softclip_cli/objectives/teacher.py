@@ -65,6 +65,10 @@ class EmaTeacher:
             torch._foreach_mul_(step, torch.where(keep, 0.0, weight).to(step[0]))
             torch._foreach_add_(averaged, step)
 
+    def counterparts(self, model: nn.Module) -> dict[int, Tensor]:
+        """The averaged tensor of each tensor of `model`, by the `id` of the latter: for reading, without a swap."""
+        return {id(theirs): mine for mine, theirs in zip(_tensors(self.module), _tensors(model), strict=True)}
+
     @contextlib.contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[nn.Module]:
         """Put the averaged weights into `model` for the length of a `with` block, then give it its own back."""

@@ -18,14 +18,25 @@ Files = Mapping[str, Mapping[str, Tensor]]
 
 
 def copied(files: Files) -> dict[str, dict[str, Tensor]]:
-    """The same tensors in the host's memory, each with its own storage, in C order: training may go on with the originals."""
-    return {
-        name: {
-            key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for key, value in content.items()
-        }
-        for name, content in files.items()
-    }
+    """The same tensors in the host's memory, in C order: training may go on with the originals.
+
+    What lies in two files (averaged weights) is copied once; within a file each tensor has its own memory, as safetensors wants it.
+    """
+    shared: dict[tuple[Any, ...], Tensor] = {}
+    made: dict[str, dict[str, Tensor]] = {}
+    for name, content in files.items():
+        used: set[tuple[Any, ...]] = set()
+        made[name] = {}
+        for key, tensor in content.items():
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if place in used or place not in shared:
+                copy = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                shared.setdefault(place, copy)
+            else:
+                copy = shared[place]
+            used.add(place)
+            made[name][key] = copy
+    return made
 
 
 @dataclass(frozen=True)

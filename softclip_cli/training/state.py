@@ -37,7 +37,10 @@ class TrainingState:
     averaged_model: bool = False
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The files of a checkpoint: name without suffix → its tensors. `model` is what other programs load."""
+        """The files of a checkpoint: name without suffix → its tensors. `model` is what other programs load.
+
+        They are the live ones, and files may share them: copy them before the next step.
+        """
         student = self.model.net.state_dict()
         files: dict[str, dict[str, Any]] = {
             "model": student,
@@ -46,8 +49,8 @@ class TrainingState:
         }
         if self.ema is not None:
             files["ema_state"] = self.ema.state_dict()
-            with self.ema.swapped_into(self.module):
-                files["ema"] = {name: tensor.clone() for name, tensor in self.model.net.state_dict().items()}
+            averaged, own = self.ema.counterparts(self.module), self.model.net.state_dict(keep_vars=True)
+            files["ema"] = {name: averaged.get(id(tensor), tensor).detach() for name, tensor in own.items()}
             if self.averaged_model:
                 files["model"], files["student"] = files["ema"], student
         return files
