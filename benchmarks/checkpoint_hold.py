@@ -4,8 +4,8 @@
 
 The trainer's own checkpoint (weights, moving average, optimiser's state) is written to the same disk in both ways, taking turns; the median
 of the turns counts. "in the step": files are written, hashed and renamed before the next step. "beside": the step waits for the copy in the
-host's memory. The memory is that of the process above what it had before, at its highest while two checkpoints are handed in one after
-another. The last column is what a step takes while a checkpoint is being written, beside one while none is.
+host's memory, whose size is shown (there is never more than one). The last column is what a step takes while a checkpoint is being
+written, beside one while none is.
 """
 
 from __future__ import annotations
@@ -14,48 +14,24 @@ import argparse
 import json
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from softclip_cli.allocator import keep_freed_memory
 from softclip_cli.config import build
 from softclip_cli.data.generated.generate import generate_corpus
 from softclip_cli.training import checkpoint
 from softclip_cli.training.distributed import World
 from softclip_cli.training.run_folder import processor_name
+from softclip_cli.training.saving import copied
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.start import Plan, prepare
 from softclip_cli.training.trainer import Trainer
 
 TARGET = 5.0  # times shorter than in the step
-
-
-def resident() -> int:
-    """Bytes of this process that lie in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-class Peak:
-    """The highest memory inside a `with` block, above that at its beginning."""
-
-    def __enter__(self) -> Peak:
-        self.before = self.highest = resident()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.over.wait(0.005):
-            self.highest = max(self.highest, resident())
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-        self.bytes = self.highest - self.before
 
 
 def make_trainer(options: argparse.Namespace, folder: Path) -> Trainer:
@@ -87,10 +63,7 @@ def measure(trainer: Trainer, turns: int) -> dict[str, Any]:
         return time.perf_counter() - began
 
     step()
-    with Peak() as peak:  # first, for freed memory stays with the process
-        for trainer.done in (2, 3):
-            trainer._save()
-        trainer.writer.finish()
+    copies = {t.data_ptr(): t.nbytes for file in copied(trainer.state.tensors()).values() for t in file.values()}
     within, beside, whole, quiet, busy = [], [], [], [], []
     for turn in range(turns + 1):
         began = time.perf_counter()
@@ -107,7 +80,7 @@ def measure(trainer: Trainer, turns: int) -> dict[str, Any]:
         if not turn:  # the first turn warms up
             for times in (within, beside, whole, quiet, busy):
                 times.clear()
-    path = trainer.checkpoints / checkpoint.folder_name(3)
+    path = trainer.checkpoints / checkpoint.folder_name(2)
     median = {
         name: statistics.median(times)
         for name, times in (("within", within), ("beside", beside), ("whole", whole), ("quiet", quiet), ("busy", busy))
@@ -118,7 +91,7 @@ def measure(trainer: Trainer, turns: int) -> dict[str, Any]:
         "seconds_beside": median["beside"],
         "seconds_until_on_the_disk": median["whole"],
         "ratio": median["within"] / median["beside"],
-        "memory_bytes": peak.bytes,
+        "memory_bytes": sum(copies.values()),
         "step_while_writing": median["busy"] / median["quiet"],
     }
 
@@ -134,10 +107,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     options.model = options.model or ("tiny" if options.quick else "ViT-B-32")
+    keep_freed_memory()  # as `softclip train` does
     with tempfile.TemporaryDirectory(prefix="softclip-hold-", dir=options.folder) as name:
         trainer = make_trainer(options, Path(name))
         row = {"model": options.model, **measure(trainer, options.turns or (2 if options.quick else 5))}
-    print(f"{'model':14} {'MB':>7} {'in the step s':>14} {'beside s':>9} {'ratio':>6} {'on disk s':>10} {'memory MB':>10} {'step':>6}")
+    print(
+        f"{'model':14} {'MB':>7} {'in the step s':>14} {'beside s':>9} {'ratio':>6} {'on disk s':>10} {'memory MB':>10} {'step':>6}"
+    )
     print(
         f"{row['model']:14} {row['checkpoint_bytes'] / 1e6:7,.0f} {row['seconds_in_the_step']:14.3f} {row['seconds_beside']:9.3f} "
         f"{row['ratio']:6.1f} {row['seconds_until_on_the_disk']:10.3f} {row['memory_bytes'] / 1e6:10,.0f} {row['step_while_writing']:5.2f}×"

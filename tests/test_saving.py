@@ -130,7 +130,9 @@ def test_copies_share_nothing_and_lie_in_order():
 
 def test_what_two_files_share_is_copied_once_but_never_within_a_file():
     weight = torch.randn(4, 3)
-    made = copied({"a": {"x": weight, "tied": weight}, "b": {"x": weight, "part": weight[:2]}, "c": {"empty": weight[:0]}})
+    made = copied(
+        {"a": {"x": weight, "tied": weight}, "b": {"x": weight, "part": weight[:2]}, "c": {"empty": weight[:0]}}
+    )
     assert made["b"]["x"] is made["a"]["x"]
     assert made["a"]["tied"].data_ptr() != made["a"]["x"].data_ptr()
     assert torch.equal(made["a"]["tied"], weight)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +264,25 @@ def test_going_back_is_bounded(colour_corpus, tmp_path, monkeypatch):
     assert checkpoint.newest_intact(tmp_path / "run" / "checkpoints")[0].name == "step-00000004"
 
 
+def test_a_run_killed_in_the_middle_of_a_streak_goes_back_where_it_would_have(colour_corpus, tmp_path, monkeypatch):
+    """The streak is in the checkpoint: resumed from step 6, which is in the middle of it, all goes as without the kill."""
+    seen = poisoned(monkeypatch, lambda _, position: position in (5, 6, 7))
+    made = settings(colour_corpus, optimizer={"max_skipped": 3})
+    run = prepare(Plan(made, tmp_path / "run"), World())
+    monkeypatch.setattr(run, "_diverged", lambda: "" if run.done < 7 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.run()
+    train(Plan(made, tmp_path / "run"))
+    assert seen == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11]
+    assert runs.Run(tmp_path / "run").training[-1]["skipped"] == 3
+
+
+def test_a_short_run_that_never_saw_a_number_is_no_success(colour_corpus, tmp_path, monkeypatch):
+    poisoned(monkeypatch, lambda *_: True)
+    with pytest.raises(TrainingError, match="all 3 batches"):
+        train(Plan(settings(colour_corpus, schedule={"steps": 3}), tmp_path / "run"))
+
+
 def test_weights_that_are_no_numbers_are_never_saved(colour_corpus, tmp_path, monkeypatch):
     """A spoilt update at a step that saves: no checkpoint of it, and the run goes back at once instead of skipping on."""
     made = prepare(Plan(settings(colour_corpus), tmp_path / "run"), World())
@@ -297,3 +320,34 @@ def test_a_last_step_that_spoils_the_weights_is_noticed(colour_corpus, tmp_path,
     monkeypatch.setattr(made.optimizer, "step", step)
     with pytest.raises(TrainingError, match="weights are no numbers after step 8"):
         made.run()
+
+
+def test_all_processes_skip_and_go_back_together(colour_corpus, tmp_path):
+    """The gradient of one of two processes is bad, and later its time is up: both skip, go back, and end after the same step."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("one_bad_rank.py")
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(colour_corpus), str(tmp_path / "run")],
+            env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [rank.communicate(timeout=600) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    # Step 3 is skipped; 6 and 7 are, so both go back to step 4 and on with three batches that follow.
+    assert said[0][0].split()[:4] == ["7", "3", "1", "3"]
+    assert said[0][0] == said[1][0]
+    run = runs.Run(tmp_path / "run")
+    assert run.state == "interrupted"
+    assert checkpoint.saved_steps(run.path / "checkpoints") == [2, 4, 6, 7]

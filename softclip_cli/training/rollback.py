@@ -20,13 +20,13 @@ class Rollbacks:
         most: times for the same checkpoint.
         hint: what to try when that was in vain.
         count: times in the whole run.
+        last: step of the last checkpoint gone back to, and how often; −1 and 0 before.
     """
 
     most: int
     hint: str
     count: int = 0
-    _step: int = -1
-    _times: int = 0
+    last: tuple[int, int] = (-1, 0)
 
     def target(self, folder: Path, trouble: str, before: int, world: World) -> tuple[Path, int]:
         """The newest whole checkpoint of an earlier step than `before`, the same on all processes, and its step.
@@ -48,12 +48,15 @@ class Rollbacks:
         step = int(found.name.removeprefix("step-"))
         if world.first:
             checkpoint.remove_after(folder, step)
-        times = self._times + 1 if step <= self._step else 1
+        before_step, before_times = self.last
+        times = before_times + 1 if step <= before_step else 1
         if times > self.most:
-            gone = f", and the run has gone back to step {self._step} {self._times} times already" if self.most else ""
+            gone = (
+                f", and the run has gone back to step {before_step} {before_times} times already" if self.most else ""
+            )
             raise TrainingError(trouble, f"training diverged{gone}", self.hint)
-        self._step, self._times, self.count = step, times, self.count + 1
+        self.last, self.count = (step, times), self.count + 1
         return found, step
 
     def __str__(self) -> str:
-        return f"{self._times} of at most {self.most} times"
+        return f"{self.last[1]} of at most {self.most} times"

@@ -123,7 +123,8 @@ class Trainer:
         self.replaced = {int(row): why for row, why in position.get("replaced", {}).items()}
         self.data_offset = int(position.get("data_offset", 0))
         self.rollbacks.count = int(position.get("rollbacks", 0))
-        self.guard.skipped = int(position.get("skipped", 0))
+        self.rollbacks.last = tuple(position.get("went_back", self.rollbacks.last))
+        self.guard.skipped, self.guard.streak = int(position.get("skipped", 0)), int(position.get("streak", 0))
         self.best = checkpoint.read_best(self.checkpoints)
 
     def _take_up(self, path: Path) -> dict[str, Any]:
@@ -329,7 +330,9 @@ class Trainer:
             "steps": self.steps,
             "replaced": self.replaced,
             "skipped": self.guard.skipped,
+            "streak": self.guard.streak,
             "rollbacks": self.rollbacks.count,
+            "went_back": self.rollbacks.last,
             "data_offset": self.data_offset,
             "model": self.model.name,
             "architecture": self.model.config,
@@ -392,6 +395,8 @@ class Trainer:
                 )
         if self.guard.streak >= self.settings.optimizer.max_skipped:
             return f"loss or gradient were no number for {self.guard.streak} batches in a row, up to step {self.done}"
+        if self.done == self.steps == self.guard.streak:
+            return f"loss or gradient were no number for all {self.done} batches"
         # All processes are here together: they skip the same batches.
         suspect = self.guard.streak == 1 or self.done == self.steps
         if suspect and any_process(not all_finite(self.trainable), self.world, self.model.device):
