@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from softclip_cli.allocator import keep_freed_memory
 from softclip_cli.config import build
 from softclip_cli.data.generated.generate import generate_corpus
 from softclip_cli.training import checkpoint
@@ -107,7 +106,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     options.model = options.model or ("tiny" if options.quick else "ViT-B-32")
-    keep_freed_memory()  # as `softclip train` does
     with tempfile.TemporaryDirectory(prefix="softclip-hold-", dir=options.folder) as name:
         trainer = make_trainer(options, Path(name))
         row = {"model": options.model, **measure(trainer, options.turns or (2 if options.quick else 5))}

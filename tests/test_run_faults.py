@@ -379,21 +379,24 @@ def call_arguments(node: ast.AST) -> list[str]:
     return [ast.unparse(keyword) for keyword in node.keywords] if isinstance(node, ast.Call) else []
 
 
+MESSAGES = {"data/ray_map.py"}  # between the processes of one job, never from a file
+
+
 def test_no_code_of_ours_unpickles():
     """No import of a pickling module, no call that unpickles; in training/ not even a restricted one."""
-    found = []
-    for path in Path(softclip_cli.__file__).parent.rglob("*.py"):
+    root, found = Path(softclip_cli.__file__).parent, []
+    for path in root.rglob("*.py"):
+        if path.relative_to(root).as_posix() in MESSAGES:
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name.split(".")[0] for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 names = [(node.module or "").split(".")[0]]
-            call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            unsafe = call in UNSAFE_CALLS and (
-                UNSAFE_CALLS[call] not in map(ast.unparse, node.keywords) or path.parent.name == "training"
-            )
-            if UNSAFE_MODULES & set(names) or unsafe:
+            call, arguments = ast.unparse(node.func) if isinstance(node, ast.Call) else "", call_arguments(node)
+            unsafe = call in UNSAFE_CALLS and (UNSAFE_CALLS[call] not in arguments or path.parent.name == "training")
+            if UNSAFE_MODULES & set(names) or unsafe or "allow_pickle=True" in arguments:
                 found.append(f"{path.name}:{node.lineno} {call}")
     assert found == []
 
