@@ -59,3 +59,11 @@ def log_sum_everywhere(value: Tensor) -> Tensor:
     everyone = value.new_empty((world_size(), *value.shape))
     dist.all_gather_into_tensor(everyone.view(-1, *value.shape[1:]), value.contiguous())
     return torch.logsumexp(everyone, dim=0)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What of a sharded tensor (DTensor) lies on this process, in the same memory; a whole tensor as it is. Call it without gradient.
+
+    For operations on lists of tensors, which take no mixture of sharded and whole ones.
+    """
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]

@@ -33,6 +33,7 @@ from softclip_cli.training.features import default_options, feature_batches, tru
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
 from softclip_cli.training.settings import DataSettings, TrainSettings
+from softclip_cli.training.sharding import shard
 from softclip_cli.training.teachers import AverageTeacher, Teacher
 from softclip_cli.training.trainer import Report, Trainer, unheard
 from softclip_cli.training.validation import Validator
@@ -100,9 +101,13 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         )
     dtype, why = choose_precision(settings.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-    model = build_model(
-        settings, device
-    )  # before the corpus, which may have to be drawn first: a wrong name is no wait
+    sharded = settings.shard == "fsdp" and world.size > 1
+    if settings.shard != "none" and not sharded:
+        report(
+            "warning", {"text": "shard = fsdp does nothing in one process: torchrun --nproc-per-node N starts several"}
+        )
+    # Before the corpus, which may have to be drawn first: a wrong name is no wait. What is to be sharded need not fit the device.
+    model = build_model(settings, torch.device("cpu") if sharded else device)
     with first_ahead(world):
         corpus = open_corpus(settings, report)
     data = training_split(corpus, settings)
@@ -132,7 +137,17 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
             model.net.logit_scale.fill_(torch.tensor(objective.initial_logit_scale).log())
     encoder: Encoder = ProjectionEncoder(Projections(model)) if frozen else TowerEncoder(model, dtype)
     facts = data_facts(corpus, settings, len(data))
-    ema, teacher = build_average(objective, encoder)
+    ema = build_average(objective, encoder)
+    if sharded:
+        parted = shard(model, ema, device=device, dtype=dtype)
+        total = sum(p.numel() for p in model.net.parameters())
+        report(
+            "note",
+            {
+                "text": f"sharded over {world.size} processes: {parted:,} of {total:,} parameters; the rest is whole on each"
+            },
+        )
+    teacher: Teacher | None = None if ema is None else AverageTeacher(encoder.like(ema.module))
     teacher_tokens = None
     if guide is not None:
         resumed = checkpoint.saved_steps(path / "checkpoints")
@@ -265,12 +280,11 @@ def training_view(chosen: DataSettings, spec: Preprocess) -> Augment | ResizeCro
     return ResizeCrop(resize, flip=chosen.flip)
 
 
-def build_average(objective: Objective, encoder: Encoder) -> tuple[EmaTeacher | None, Teacher | None]:
-    """The student's moving average, and the teacher that it is, where the objective asks for one."""
+def build_average(objective: Objective, encoder: Encoder) -> EmaTeacher | None:
+    """The student's moving average, where the objective asks for one."""
     if objective.needs_teacher != "ema":
-        return None, None
-    ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
-    return ema, AverageTeacher(encoder.like(ema.module))
+        return None
+    return EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
 
 
 def build_sampler(data: Any, settings: TrainSettings) -> EpochSampler:

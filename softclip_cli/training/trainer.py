@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from softclip_cli.data.batches import Batch
 from softclip_cli.data.sampler import EpochSampler
@@ -21,11 +22,12 @@ from softclip_cli.objectives.embeddings import ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
-from softclip_cli.training.distributed import World, any_process, average_gradients
+from softclip_cli.training.distributed import World, any_process, average_gradients, from_first
 from softclip_cli.training.encoder import Encoder
 from softclip_cli.training.optimizer import build_optimizer, learning_rate
 from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.sharding import clip_gradients
 from softclip_cli.training.signals import Wishes, listening
 from softclip_cli.training.state import TrainingState
 from softclip_cli.training.step import StepContext, forward_backward
@@ -77,6 +79,8 @@ class Trainer:
     def __post_init__(self) -> None:
         named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
         self.trainable: list[nn.Parameter] = [p for _, p in named if p.requires_grad]
+        self.sharded = any(isinstance(p, DTensor) for p in self.trainable)
+        self.replicated = [p for p in self.trainable if not isinstance(p, DTensor)]
         self.optimizer = build_optimizer(named, self.settings.optimizer)
         self.state = TrainingState(
             self.model,
@@ -85,6 +89,7 @@ class Trainer:
             self.optimizer,
             self.ema,
             averaged_model=self.settings.eval.weights == "ema",
+            keep=self.world.first,
         )
         self.first_step = self.done = 0
         self.replaced: dict[int, str] = {}
@@ -158,7 +163,8 @@ class Trainer:
             paused = time.perf_counter()
             best = self._evaluate() if evaluated else None
             # A checkpoint at the end, and where an evaluation says that it is the best so far.
-            if self.done % save_every == 0 or self.done == self.steps or best is not None or wishes.save:
+            due = self.done % save_every == 0 or self.done == self.steps or best is not None or wishes.save
+            if any_process(due, self.world, self.model.device) if self.sharded else due:
                 self._save(best)
                 wishes.save = False
             began += time.perf_counter() - paused  # neither evaluating nor saving counts as training time
@@ -184,9 +190,10 @@ class Trainer:
             settings.data.micro_batch,
         )
         output = forward_backward(self.encoder, self.objective, batch, context, self.teacher)
-        average_gradients(self.trainable, self.world)
+        average_gradients(self.replicated, self.world)  # FSDP has averaged those of sharded parameters
         if settings.optimizer.clip_norm:
-            self.norm = nn.utils.clip_grad_norm_(self.trainable, settings.optimizer.clip_norm)
+            clip = clip_gradients if self.sharded else nn.utils.clip_grad_norm_
+            self.norm = clip(self.trainable, settings.optimizer.clip_norm)
         self.optimizer.step()
         low, high = self.objective.log_scale_range
         with torch.no_grad():
@@ -254,13 +261,17 @@ class Trainer:
         best = checkpoint.read_best(self.checkpoints)
         better = not best or metrics[self.validator.metric] > best["value"] or best["step"] > self.done
         self.report("evaluation", {**entry, "best": better, "metric": self.validator.metric})
-        return metrics[self.validator.metric] if better else None
+        # Only the first process knows for certain which is the best so far, since it alone writes that down.
+        return metrics[self.validator.metric] if better and self.world.first else None
 
     def _save(self, best: float | None = None) -> Path | None:
-        if not self.world.first:
+        if not (self.world.first or self.sharded):
             return None
+        files = self.state.tensors()
+        if not self.world.first:
+            return None  # it has given its parts
         facts = {"steps": self.steps, "replaced": self.replaced, "architecture": self.model.config}
-        path = checkpoint.save(self.checkpoints, self.done, self.model, self.state.tensors(), facts)
+        path = checkpoint.save(self.checkpoints, self.done, self.model, files, facts)
         if best is not None and self.validator is not None:
             checkpoint.mark_best(self.checkpoints, self.done, self.validator.metric, best)
         checkpoint.prune(self.checkpoints, self.settings.checkpoint.keep)
@@ -268,7 +279,7 @@ class Trainer:
         return path
 
     def _stop(self, signal_name: str) -> None:
-        if self.world.first and self.done not in checkpoint.saved_steps(self.checkpoints):
+        if not from_first(self.done in checkpoint.saved_steps(self.checkpoints), self.world):
             self._save()
         self._status("interrupted", f"{signal_name} at step {self.done}")
         raise Interrupted(
