@@ -50,7 +50,7 @@ def _elements(several: nn.ModuleList | nn.Sequential) -> Iterator[nn.Module]:
             yield element
 
 
-def shard(model: Model, ema: EmaTeacher | None, *, device: torch.device, dtype: torch.dtype) -> int:
+def shard(model: Model, ema: EmaTeacher | None, *, device: torch.device, dtype: torch.dtype) -> str:
     """Shard a model, and its average alike, over all processes, and move both to the device. Parameters are new objects afterwards.
 
     Args:
@@ -61,14 +61,16 @@ def shard(model: Model, ema: EmaTeacher | None, *, device: torch.device, dtype: 
             then has nothing to round; its copies of the whole model would stay until the backward pass. Gradients are added up in float32.
 
     Returns:
-        How many parameters are sharded.
+        How much is sharded, for the log.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for net in [model.net] if ema is None else [model.net, ema.module]:
         _shard(net, mesh, dtype)
         net.to(device)
     model.to(device)
-    return sum(p.numel() for p in model.net.parameters() if isinstance(p, DTensor))
+    total = sum(p.numel() for p in model.net.parameters())
+    parted = sum(p.numel() for p in model.net.parameters() if isinstance(p, DTensor))
+    return f"{parted:,} of {total:,} parameters in parts, the rest whole on each"
 
 
 def _shard(net: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
@@ -121,10 +123,15 @@ def whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """
     found = {}
     for name, tensor in tensors.items():
-        full = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = _whole(tensor) if isinstance(tensor, DTensor) else tensor
         if keep:
             found[name] = full.cpu() if isinstance(tensor, DTensor) else full
     return found
+
+
+@torch.no_grad()
+def _whole(tensor: DTensor) -> Tensor:
+    return tensor.full_tensor()
 
 
 def sharded_like(tensor: Tensor, example: Tensor) -> Tensor:

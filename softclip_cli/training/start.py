@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit, names_
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.cache import default_folder
 from softclip_cli.evaluation.find import data_root
+from softclip_cli.evaluation.spread import Spread
 from softclip_cli.model import Model
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.settings import advice, resolve
@@ -137,17 +138,11 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
             model.net.logit_scale.fill_(torch.tensor(objective.initial_logit_scale).log())
     encoder: Encoder = ProjectionEncoder(Projections(model)) if frozen else TowerEncoder(model, dtype)
     facts = data_facts(corpus, settings, len(data))
-    ema = build_average(objective, encoder)
+    ema, teacher = build_average(objective, encoder)
     if sharded:
         parted = shard(model, ema, device=device, dtype=dtype)
-        total = sum(p.numel() for p in model.net.parameters())
-        report(
-            "note",
-            {
-                "text": f"sharded over {world.size} processes: {parted:,} of {total:,} parameters; the rest is whole on each"
-            },
-        )
-    teacher: Teacher | None = None if ema is None else AverageTeacher(encoder.like(ema.module))
+        report("note", {"text": f"sharded over {world.size} processes: {parted}"})
+        teacher = AverageTeacher(encoder.like(ema.module)) if ema is not None else None
     teacher_tokens = None
     if guide is not None:
         resumed = checkpoint.saved_steps(path / "checkpoints")
@@ -191,8 +186,16 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         if device.type == "cpu" and workers and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
         source = partial(_batches, dataset, workers, device.type == "cuda")
+    spread = Spread(world.rank, world.size, world.local_size, device if device.type == "cuda" else torch.device("cpu"))
     validator = Validator.open(
-        model, corpus, settings.eval.split, settings.eval.limit, options, frozen, precision, partial(_progress, report)
+        model,
+        corpus,
+        settings.eval.split,
+        settings.eval.limit,
+        replace(options, spread=spread),
+        frozen,
+        precision,
+        partial(_progress, report),
     )
     if validator is None:
         report("note", {"text": f"no evaluation during training: the corpus has no split {settings.eval.split!r}"})
@@ -280,11 +283,12 @@ def training_view(chosen: DataSettings, spec: Preprocess) -> Augment | ResizeCro
     return ResizeCrop(resize, flip=chosen.flip)
 
 
-def build_average(objective: Objective, encoder: Encoder) -> EmaTeacher | None:
-    """The student's moving average, where the objective asks for one."""
+def build_average(objective: Objective, encoder: Encoder) -> tuple[EmaTeacher | None, Teacher | None]:
+    """The student's moving average, and the teacher that it is, where the objective asks for one."""
     if objective.needs_teacher != "ema":
-        return None
-    return EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
+        return None, None
+    ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
+    return ema, AverageTeacher(encoder.like(ema.module))
 
 
 def build_sampler(data: Any, settings: TrainSettings) -> EpochSampler:
