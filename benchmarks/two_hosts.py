@@ -109,10 +109,15 @@ def start(place: int | None, command: list[str], log: Path, timeout: float) -> s
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Leave none running."""
+    """Leave none running, nor what they started: torchrun puts each process into a session of its own."""
+    for space in SPACES:
+        inside = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, check=False)
+        for pid in inside.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
     for process in processes:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()  # torchrun passes it on
             process.wait()
 
 

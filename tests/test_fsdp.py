@@ -86,6 +86,10 @@ def main(rank: int, world: int, folder: Path) -> None:
             torch.save(found, folder / f"{case}, {shard}.{rank}")
     for case in RESUMED:
         run(folder, case, "fsdp", place, folder / f"{case}, begun by one")
+    if rank == 1:  # as on a machine that does not share the run folder
+        checkpoint.newest_intact = lambda folder: (None, [])  # type: ignore[assignment]
+    with pytest.raises(UsageError, match=f"rank 0 sees {checkpoint.folder_name(STEPS)}, rank 1 sees no checkpoint"):
+        prepare(Plan(settings(folder, "vit", "none"), folder / "vit, none"), place)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.registry import PairSettings, open_model, parse_reference
 from softclip_cli.training import checkpoint
 from softclip_cli.training.device import choose_device, choose_precision
-from softclip_cli.training.distributed import World, first_ahead, from_first, joined
+from softclip_cli.training.distributed import World, first_ahead, from_all, from_first, joined
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
@@ -208,6 +208,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     found, problems = checkpoint.newest_intact(path / "checkpoints")
     for problem in problems:
         report("warning", {"text": f"checkpoint {problem}; taking an earlier one"})
+    check_same_checkpoint(found, path, world)
     if found is not None:
         trainer.resume(found)
         report("note", {"text": f"resuming {path} at step {trainer.first_step} of {steps}"})
@@ -226,6 +227,22 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         },
     )
     return trainer
+
+
+def check_same_checkpoint(found: Path | None, folder: Path, world: World) -> None:
+    """See that all processes go on from the same step.
+
+    Raises:
+        UsageError: they do not; on every process.
+    """
+    names = from_all(found.name if found else "no checkpoint", world)
+    other = next((rank for rank, name in enumerate(names) if name != names[0]), None)
+    if other is not None:
+        raise UsageError(
+            f"the processes do not see the same checkpoints in {folder}",
+            f"rank 0 sees {names[0]}, rank {other} sees {names[other]}",
+            "put the run folder on a file system that all machines share: --out DIR",
+        )
 
 
 def _progress(report: Report, what: str, done: int, total: int) -> None:
