@@ -75,21 +75,21 @@ def shard(model: Model, ema: EmaTeacher | None, *, device: torch.device, dtype: 
 
 def _shard(net: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    tables = []
-    for unit in list(units(net)):
+    fine = list(units(net))
+    for unit in fine:
         # FSDP takes parameters in plain memory order only, so convolutions lose channels_last for their weights.
         unit.to(memory_format=torch.contiguous_format)
         table = isinstance(unit, nn.Embedding)  # autocast leaves tables as they are
         policy = low if dtype == torch.bfloat16 and not table else MixedPrecisionPolicy()
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=_flat(unit), reshard_after_forward=True)
-        tables += [unit] if table else []
     # A tower around its blocks owns no shard itself; it lets the weights of one block travel while another computes.
     whole = {parameter for parameter in net.parameters() if not isinstance(parameter, DTensor)}
     for root in _roots(net):
         fully_shard(root, mesh=mesh, ignored_params=whole)
-    for root in [*_roots(net), *tables]:
-        trains = any(parameter.requires_grad for parameter in root.parameters())
-        root.register_forward_hook(partial(_forget, trains))
+    inside = {id(part) for root in _roots(net) for part in root.modules()}
+    for first in [*_roots(net), *(unit for unit in fine if id(unit) not in inside)]:
+        trains = any(parameter.requires_grad for parameter in first.parameters())
+        first.register_forward_hook(partial(_forget, trains))
     # Nobody changes the features of a tower in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
