@@ -21,6 +21,7 @@ from softclip_cli.errors import UsageError
 from softclip_cli.training import checkpoint
 from softclip_cli.training.distributed import World
 from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.smoke import write_text_tower
 from softclip_cli.training.start import Plan, prepare, train
 
 STEPS = 4
@@ -28,7 +29,7 @@ STEPS = 4
 CASES: dict[str, dict[str, Any]] = {
     "vit": {"model": "vit", "objective": {"name": "clip"}},
     "resnet with siglip's bias": {"model": "resnet", "objective": {"name": "siglip"}},
-    "timm, locked text": {"model": "timm", "lock": ["text"], "objective": {"name": "clip"}},
+    "timm and Hugging Face, locked image": {"model": "pair", "lock": ["image"], "objective": {"name": "clip"}},
     "averaged teacher, averaged model": {
         "model": "vit",
         "objective": {"name": "psd", "teacher": "ema", "ema_decay": 0.5},
@@ -48,7 +49,9 @@ RESUMED = ["vit", "averaged teacher, averaged model"]
 def settings(folder: Path, case: str, shard: str, steps: int = STEPS) -> TrainSettings:
     """The settings of a case; models and corpus lie in `folder`."""
     chosen = {**CASES[case]}
-    model = {"reference": str(folder / chosen.pop("model")), "lock": chosen.pop("lock", [])}
+    name = chosen.pop("model")
+    reference = f"timm:resnet10t@random+hf:{folder / 'text'}@random" if name == "pair" else str(folder / name)
+    model = {"reference": reference, "lock": chosen.pop("lock", []), "image_size": 32 if name == "pair" else 0}
     objective = {**chosen.pop("objective", {"name": "psd"})}
     if "teacher_model" in objective:
         objective["teacher_model"] = str(folder / objective["teacher_model"])
@@ -97,7 +100,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory, colour_corpus: Path) ->
     """The folder in which two processes have trained all cases."""
     folder = tmp_path_factory.mktemp("fsdp")
     (folder / "corpus").write_text(str(colour_corpus))
-    for name in ("vit", "resnet", "timm"):
+    write_text_tower(folder / "text", "bert", 48, 77, ["a red picture", "something green, blue or grey"])
+    for name in ("resnet", "vit"):
         config = small(name)
         config["text_cfg"]["width"] = 32  # the table of tokens is large enough
         folder_with(config, folder / name)
