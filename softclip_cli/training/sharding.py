@@ -156,6 +156,10 @@ def all_sharded_like(tensors: Mapping[str, Tensor], examples: Mapping[str, Tenso
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
     """Scale the gradients so that their common norm is at most `largest`, as `nn.utils.clip_grad_norm_` does; some are sharded.
 
+    Args:
+        parameters: with their gradients, averaged over the processes.
+        largest: 0 leaves the gradients as they are.
+
     Returns:
         The norm before, the same on every process.
     """
@@ -165,5 +169,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor
     square = nn.utils.get_total_norm(parts).square()
     dist.all_reduce(square)
     norm = (square + nn.utils.get_total_norm(rest).square()).sqrt()
-    torch._foreach_mul_(parts + rest, (largest / (norm + 1e-6)).clamp(max=1.0))
+    if largest:
+        torch._foreach_mul_(parts + rest, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm
