@@ -73,6 +73,12 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard", metavar="none|fsdp", help="fsdp: towers in parts on all processes, where they do not fit one."
+        ),
+    ] = None,
     resume: Annotated[
         str,
         typer.Option(
@@ -108,6 +114,7 @@ def train(
         ("schedule", "max_time", max_time),
         ("", "device", device),
         ("", "precision", precision),
+        ("", "shard", shard),
     ):
         if value is not None:
             (chosen.setdefault(section, {}) if section else chosen)[key] = value

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from softclip_cli.objectives.distributed import own_part
+
 
 class EmaTeacher:
     """The exponential moving average of a model, parameters and buffers, kept up to date by foreach operations.
@@ -53,8 +55,8 @@ class EmaTeacher:
         averaged, current = [], []
         for mine, theirs, average in zip(_tensors(self.module), _tensors(model), self._averaged, strict=True):
             if average:
-                averaged.append(mine)
-                current.append(theirs.detach().to(mine))
+                averaged.append(own_part(mine))
+                current.append(own_part(theirs.detach()).to(averaged[-1]))
             else:
                 mine.copy_(theirs)
         if averaged and keep is None:

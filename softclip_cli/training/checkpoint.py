@@ -29,6 +29,7 @@ from softclip_cli.data.corpus import hash_file
 from softclip_cli.errors import HostError, ModelError
 from softclip_cli.model import Model
 from softclip_cli.training.run_folder import json_text, replace_text
+from softclip_cli.training.sharding import sharded_like
 
 NAME = re.compile(r"step-(\d{8})")
 FORMAT = 1  # of the folder as a whole; raised when an older softclip could not go on from it
@@ -264,14 +265,19 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors: `INDEX.NAME`, parameters in the order of the groups."""
-    state = optimizer.state_dict()["state"]
+    """The optimiser's state as flat tensors: `PLACE.NAME`, see `optimizer.build_optimizer`."""
+    state, places = optimizer.state_dict()["state"], _places(optimizer)
     return {
-        f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        f"{places[index]}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for index, entries in state.items()
         for name, value in entries.items()
         if value is not None
     }
+
+
+def _places(optimizer: torch.optim.Optimizer) -> list[int]:
+    """The number in a checkpoint of each parameter, in the order of the groups."""
+    return [place for group in optimizer.param_groups for place in group["places"]]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -281,20 +287,22 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         ModelError: the state is of other parameters.
     """
     document = optimizer.state_dict()
-    count = sum(len(group["params"]) for group in document["param_groups"])
+    index_of = {place: index for index, place in enumerate(_places(optimizer))}
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, name = key.split(".", 1)
-        entries.setdefault(int(number), {})[name] = tensor
-    if entries and max(entries) >= count:
-        raise ModelError(
-            "the checkpoint's optimiser state is of another model", f"{max(entries) + 1} parameters, not {count}"
-        )
+        if int(number) not in index_of:
+            raise ModelError(
+                "the checkpoint's optimiser state is of another model",
+                f"it has state of parameter {number}, of {len(index_of)} counted from 0",
+            )
+        entries.setdefault(index_of[int(number)], {})[name] = tensor
     # A fused step reads a parameter and its state in memory order, so the state must lie as the parameter does (channels_last).
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in entries.items():
         for name, tensor in values.items():
             if tensor.shape == parameters[index].shape and tensor.ndim:
+                tensor = sharded_like(tensor, parameters[index])
                 values[name] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
     document["state"] = entries
     optimizer.load_state_dict(document)

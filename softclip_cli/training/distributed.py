@@ -105,6 +105,15 @@ def from_first(value: Any, world: World) -> Any:
     return box[0]
 
 
+def from_all(value: Any, world: World) -> list[Any]:
+    """Every process's value, in the order of the ranks."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
 def any_process(flag: bool, world: World, device: torch.device) -> bool:
     """Whether the flag is raised on any process, so that all act alike."""
     if world.size == 1:

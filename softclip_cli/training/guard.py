@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from softclip_cli.objectives.distributed import own_part
 from softclip_cli.objectives.objective import Objective
 
 
@@ -20,9 +21,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number in them is finite. Waits for the device."""
+    """Whether every number in them is finite, of sharded tensors in this process's part. Waits for the device."""
+    parts = [part for tensor in tensors if (part := own_part(tensor.detach())).numel()]
     # The largest magnitude is inf or nan as soon as one number is.
-    return bool(torch.stack(torch._foreach_norm([t.detach() for t in tensors], float("inf"))).isfinite().all())
+    return bool(torch.stack(torch._foreach_norm(parts, float("inf"))).isfinite().all())
 
 
 @dataclass

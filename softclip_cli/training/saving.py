@@ -69,7 +69,6 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, model: Model, keep: int, told: Callable[[Written], None]) -> None:
         self.folder, self.model, self.keep, self.told = folder, model, keep, told
-        self.newest: int | None = None  # step of the last checkpoint that was handed in
         self._thread: threading.Thread | None = None
         self._written: Written | None = None
         self._error: BaseException | None = None
@@ -87,7 +86,6 @@ class CheckpointWriter:
             HostError: the checkpoint before could not be written.
         """
         self.finish()
-        self.newest = step
         work = (step, copied(files), dict(facts), best)
         self._thread = threading.Thread(target=self._write, args=work, name=f"checkpoint-{step}")
         self._thread.start()

@@ -175,6 +175,8 @@ class TrainSettings(Section):
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the towers; losses and similarities are always fp32."""
+    shard: Literal["none", "fsdp"] = "none"
+    """fsdp: weights, gradients and optimiser state of the towers' blocks lie in parts on all processes, for towers that do not fit one."""
 
     def conflicts(self) -> list[Conflict]:
         """What does not go together across sections."""
@@ -191,6 +193,18 @@ class TrainSettings(Section):
                     ("data.micro_batch", "data.batch_size"),
                     f"data.micro_batch ({data.micro_batch}) is larger than data.batch_size ({data.batch_size})",
                 )
+            )
+        if self.shard == "fsdp" and set(self.model.lock) == {"image", "text"}:
+            found.append(
+                Conflict(
+                    ("shard", "model.lock"),
+                    "shard = fsdp shards the blocks of towers that train, but with model.lock = image,text only the projections do, "
+                    "on stored features: set shard = none",
+                )
+            )
+        if self.shard == "fsdp" and self.device == "mps":
+            found.append(
+                Conflict(("shard", "device"), "shard = fsdp needs several devices, and a Mac has one: set shard = none")
             )
         if self.objective.name not in presets():
             return found

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from softclip_cli.data.batches import Batch
 from softclip_cli.data.sampler import EpochSampler
@@ -23,7 +24,7 @@ from softclip_cli.objectives.embeddings import ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
-from softclip_cli.training.distributed import World, any_process, average_gradients, largest_everywhere
+from softclip_cli.training.distributed import World, any_process, average_gradients, from_first, largest_everywhere
 from softclip_cli.training.encoder import Encoder
 from softclip_cli.training.guard import Guard, all_finite, gradient_norm
 from softclip_cli.training.interval import Interval
@@ -33,6 +34,7 @@ from softclip_cli.training.rollback import Rollbacks
 from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.saving import CheckpointWriter, Written
 from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.sharding import clip_gradients
 from softclip_cli.training.signals import Wishes, listening
 from softclip_cli.training.state import TrainingState
 from softclip_cli.training.step import StepContext, forward_backward
@@ -86,6 +88,8 @@ class Trainer:
     def __post_init__(self) -> None:
         named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
         self.trainable: list[nn.Parameter] = [p for _, p in named if p.requires_grad]
+        self.sharded = any(isinstance(p, DTensor) for p in self.trainable)
+        self.replicated = [p for p in self.trainable if not isinstance(p, DTensor)]
         self.optimizer = build_optimizer(named, self.settings.optimizer)
         self.state = TrainingState(
             self.model,
@@ -94,10 +98,14 @@ class Trainer:
             self.optimizer,
             self.ema,
             averaged_model=self.settings.eval.weights == "ema",
+            keep=self.world.first,
         )
-        self.guard = Guard(self.encoder.module, self.objective, self.optimizer, self.model.device)
+        # A fused step over parts and whole tensors cannot be told on the device to leave itself out.
+        waits = True if self.sharded else None
+        self.guard = Guard(self.encoder.module, self.objective, self.optimizer, self.model.device, waits)
         self.writer = CheckpointWriter(self.checkpoints, self.model, self.settings.checkpoint.keep, self._tell_written)
         self.first_step = self.done = 0
+        self.saved = -1  # step of the last checkpoint that was handed to the writer, known to all processes
         self.data_offset = 0  # a step's batch is that of position step + offset in the data
         lower = (
             f"a lower learning rate (--lr {self.settings.optimizer.lr / 3:.1e}), a longer warm-up, or --precision fp32"
@@ -243,8 +251,9 @@ class Trainer:
         )
         self.guard.remember()
         output = forward_backward(self.encoder, self.objective, batch, context, self.teacher)
-        average_gradients(self.trainable, self.world)
-        self.norm = gradient_norm(self.trainable, settings.optimizer.clip_norm)
+        average_gradients(self.replicated, self.world)  # FSDP has averaged those of sharded parameters
+        norm = clip_gradients if self.sharded else gradient_norm
+        self.norm = norm(self.trainable, settings.optimizer.clip_norm)
         if not self.guard.judge(self.done, output.loss, self.norm):
             return output
         self.optimizer.step()
@@ -318,9 +327,10 @@ class Trainer:
 
     def _save(self, best: float | None = None) -> None:
         """Hand a checkpoint to the writer, unless its weights are no numbers: what is on the disk can be gone back to."""
-        if not self.world.first:
+        if not (self.world.first or self.sharded):
             return
-        if not all_finite(self.trainable):
+        spoilt = not all_finite(self.trainable)
+        if any_process(spoilt, self.world, self.model.device) if self.sharded else spoilt:
             self.report(
                 "warning", {"text": f"the weights are not finite after step {self.done}: no checkpoint of them"}
             )
@@ -337,8 +347,11 @@ class Trainer:
             "model": self.model.name,
             "architecture": self.model.config,
         }
+        files, self.saved = self.state.tensors(), self.done
+        if not self.world.first:
+            return  # it has given its parts
         named = None if best is None or self.validator is None else (self.validator.metric, best)
-        self.writer.save(self.done, self.state.tensors(), facts, named)
+        self.writer.save(self.done, files, facts, named)
 
     def _tell_written(self, written: Written) -> None:
         self.report("checkpoint", {"step": written.step, "path": str(written.path), "best": written.best})
@@ -346,11 +359,8 @@ class Trainer:
     def _finish(self) -> None:
         """The last checkpoint is on the disk, even where somebody removed the folder meanwhile."""
         self.writer.finish()
-        if (
-            self.world.first
-            and self.done > self.first_step
-            and self.done not in checkpoint.saved_steps(self.checkpoints)
-        ):
+        there = self.done == self.first_step or self.done in checkpoint.saved_steps(self.checkpoints)
+        if not from_first(there, self.world):
             self._save()
             self.writer.finish()
 
@@ -365,7 +375,7 @@ class Trainer:
 
     def _stop(self, reason: Stop, signal_name: str) -> None:
         """Save and end: by return where the time is up, else by an error that says why."""
-        if self.writer.newest != self.done:
+        if self.saved != self.done:
             self._save()
         self.writer.finish()
         place = f"after step {self.done} of {self.steps}"
@@ -417,7 +427,7 @@ class Trainer:
         self._take_up(path)
         self.data_offset += failed - step
         self.best = checkpoint.read_best(self.checkpoints)
-        self.writer.newest = step
+        self.saved = step
         self.guard.forget()
         self.report(
             "warning",
