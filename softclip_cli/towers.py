@@ -18,6 +18,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
+from softclip_cli.blocks import pooled_block, poolable
 from softclip_cli.errors import ModelError
 
 
@@ -146,9 +147,15 @@ class TextTower:
         text, length = self.text, tokens.shape[1]
         dtype = text.transformer.get_cast_dtype()
         x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
-        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
-        # ln_final works on each position by itself, so only the pooled one needs it.
-        return text.ln_final(x[torch.arange(len(x), device=x.device), self.pooled_position(tokens)])
+        mask, positions = text.attn_mask[:length, :length], self.pooled_position(tokens)
+        *blocks, last = text.transformer.resblocks
+        if not poolable(last):
+            x = text.transformer(x, attn_mask=mask)[torch.arange(len(x), device=x.device), positions]
+        else:
+            for block in blocks:
+                x = block(x, attn_mask=mask)
+            x = pooled_block(last, x, positions, mask)
+        return text.ln_final(x)  # works on each position by itself, so only the pooled one needs it
 
     def pooled_position(self, tokens: Tensor) -> Tensor:
         """Index (N,) of the position that stands for the whole text."""

@@ -1,0 +1,139 @@
+"""open_clip's layers with less to compute: classes that take the place of a built network's own.
+
+A module keeps its parameters, their names and its place; only its class changes, for a subclass that gives the same result. So
+checkpoints, copies and `torch.compile` see nothing of it. What is saved (measured by benchmarks/step_gains.py):
+
+- A transformer's last block is computed at the one position that is pooled; all others end there. The attention pool of a ResNet likewise.
+- Attention projects its input as it lies in memory, where `nn.MultiheadAttention` transposes it first.
+- On a CPU in bfloat16, attention with gradient multiplies in the open: the backward pass of torch's fused kernel takes seven times as long.
+- On a CPU, patches are multiplied as a matrix: as a convolution with a stride of its own size they take twice as long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import AttentionPool2d
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+LONGEST_OPEN = 256  # positions: beyond, the products' matrices would take more than a quarter of a block's memory
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of (N, heads, M, d) over (N, heads, L, d), with an additive mask that broadcasts to (N, heads, M, L)."""
+    mask = None if mask is None else mask.to(q.dtype)
+    fused = q.device.type != "cpu" or q.dtype != torch.bfloat16 or not q.requires_grad or k.shape[-2] > LONGEST_OPEN
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    with torch.autocast("cpu", enabled=False):
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return (scores if mask is None else scores + mask).softmax(dim=-1) @ v
+
+
+class Attention(nn.MultiheadAttention):
+    """Multi-head attention over inputs (N, L, E), without weights and padding masks; others go the stock way."""
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, attn_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """As nn.MultiheadAttention's."""
+        if args or kwargs != {"need_weights": False} or key is not value:
+            return super().forward(query, key, value, *args, attn_mask=attn_mask, **kwargs)
+        return self.attend(query, key, attn_mask), None
+
+    def attend(self, query: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the positions `query` (N, M, E) take from `context` (N, L, E): (N, M, E)."""
+        width, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
+        if query is context:
+            q, k, v = F.linear(query, weight, bias).chunk(3, dim=-1)
+        else:
+            q = F.linear(query, weight[:width], bias[:width])
+            k, v = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
+        q, k, v = (side.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for side in (q, k, v))
+        return self.out_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+def pooled_block(block: ResidualAttentionBlock, x: Tensor, positions: Tensor | int, mask: Tensor | None = None) -> Tensor:
+    """A block's output (N, E) at one position of each sample.
+
+    Args:
+        block: with an `Attention`.
+        x: its input (N, L, E).
+        positions: int64 (N,), or one for all samples.
+        mask: additive (L, L).
+    """
+    rows = torch.arange(len(x), device=x.device)
+    normed = block.ln_1(x)
+    if mask is not None:
+        mask = mask[positions].view(-1, 1, 1, mask.shape[-1])
+    x = x[rows, positions]
+    x = x + block.ls_1(block.attn.attend(normed[rows, positions][:, None], normed, mask)[:, 0])
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+class ClassBlock(ResidualAttentionBlock):
+    """The last block of an image tower that is pooled at its class token: gives that position alone, (N, 1, E)."""
+
+    def forward(  # type: ignore[override]
+        self, q_x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """(N, L, E) → (N, 1, E)."""
+        return pooled_block(self, q_x, 0, attn_mask)[:, None]
+
+
+class AttentionPool(AttentionPool2d):
+    """A ResNet's attention pool, asked by the mean alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, output width)."""
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)
+        sides = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
+        q, k, v = (side.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for side in sides)
+        return self.c_proj(attention(q, k, v)[:, :, 0].flatten(1))
+
+
+class PatchConvolution(nn.Conv2d):
+    """A convolution whose windows neither overlap nor leave gaps, as one product of patches and weights on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, out, H / patch, W / patch)."""
+        (n, _, h, w), (high, wide) = input.shape, self.kernel_size
+        if input.device.type != "cpu" or h % high or w % wide:
+            return super().forward(input)
+        # Both in the order of channels_last, in which pixels arrive and weights are kept.
+        patches = input.permute(0, 2, 3, 1).unflatten(2, (w // wide, wide)).unflatten(1, (h // high, high))
+        patches = patches.transpose(2, 3).reshape(n, (h // high) * (w // wide), -1)
+        products = F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        return products.transpose(1, 2).unflatten(2, (h // high, w // wide))
+
+
+def quicken(net: nn.Module) -> None:
+    """Put the classes of this module in the place of open_clip's, wherever they give the same result."""
+    for module in net.modules():
+        if type(module) is ResidualAttentionBlock and _plain(module.attn):
+            module.attn.__class__ = Attention
+        elif type(module) is AttentionPool2d:
+            module.__class__ = AttentionPool
+    for tower in net.modules():
+        if not isinstance(tower, VisionTransformer):
+            continue
+        last = tower.transformer.resblocks[-1]
+        if tower.pool_type == "tok" and tower.attn_pool is None and not tower.output_tokens and poolable(last):
+            last.__class__ = ClassBlock
+        conv = tower.conv1
+        if type(conv) is nn.Conv2d and conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.groups == 1:
+            conv.__class__ = PatchConvolution
+
+
+def poolable(block: nn.Module) -> bool:
+    """Whether `pooled_block` can compute this block."""
+    return isinstance(block, ResidualAttentionBlock) and isinstance(block.attn, Attention)
+
+
+def _plain(attn: nn.MultiheadAttention) -> bool:
+    same_width = attn._qkv_same_embed_dim and attn.in_proj_bias is not None
+    return type(attn) is nn.MultiheadAttention and attn.batch_first and same_width and attn.bias_k is None and not attn.dropout
