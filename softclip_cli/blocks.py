@@ -56,7 +56,9 @@ class Attention(nn.MultiheadAttention):
         return self.out_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
-def pooled_block(block: ResidualAttentionBlock, x: Tensor, positions: Tensor | int, mask: Tensor | None = None) -> Tensor:
+def pooled_block(
+    block: ResidualAttentionBlock, x: Tensor, positions: Tensor | int, mask: Tensor | None = None
+) -> Tensor:
     """A block's output (N, E) at one position of each sample.
 
     Args:
@@ -136,4 +138,10 @@ def poolable(block: nn.Module) -> bool:
 
 def _plain(attn: nn.MultiheadAttention) -> bool:
     same_width = attn._qkv_same_embed_dim and attn.in_proj_bias is not None
-    return type(attn) is nn.MultiheadAttention and attn.batch_first and same_width and attn.bias_k is None and not attn.dropout
+    return (
+        type(attn) is nn.MultiheadAttention
+        and attn.batch_first
+        and same_width
+        and attn.bias_k is None
+        and not attn.dropout
+    )

@@ -18,7 +18,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from softclip_cli.blocks import pooled_block, poolable
+from softclip_cli.blocks import poolable, pooled_block
 from softclip_cli.errors import ModelError
 
 

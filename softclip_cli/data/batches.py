@@ -64,6 +64,10 @@ class Batch:
         """The batch on a device, all but `index` and `caption`: by these, things in the host's memory are looked up."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
     def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         read = None if self.teacher_text is None else move(self.teacher_text)
         return replace(self, image=move(self.image), text=move(self.text), group=move(self.group), teacher_text=read)

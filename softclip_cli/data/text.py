@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 LENGTH_STEP = 8  # trimmed texts come in multiples of this, so that shapes repeat and kernels are reused
+COMPILED_STEP = 16  # for a compiled tower, which takes a while to compile for each new length
 KEEP_TEXTS = 200_000  # token rows that are remembered: a caption comes back every epoch, and tokenising it is Python
 
 
@@ -20,15 +21,17 @@ class Tokenize:
         tokenizer: open_clip's, or a Hugging Face one behind open_clip's wrapper; pads to the full context.
         pad_id: token id of the padding.
         trimmable: whether the text tower gives the same result without the padding (`TextTower.trimmable`).
+        step: trimmed lengths are multiples of this.
     """
 
     tokenizer: Any
     pad_id: int = 0
     trimmable: bool = True
+    step: int = LENGTH_STEP
     _known: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Token ids, without the columns that are padding in every row, up to a multiple of `LENGTH_STEP`."""
+        """Token ids, without the columns that are padding in every row, up to a multiple of `step`."""
         new = list(dict.fromkeys(text for text in texts if text not in self._known))
         if new:
             if len(self._known) + len(new) > KEEP_TEXTS:
@@ -43,7 +46,7 @@ class Tokenize:
                 self._known[text] = row[: length if self.trimmable else None].clone()
         rows = [self._known[text] for text in texts]
         longest = max(len(row) for row in rows)
-        width = min(self.context_length, -(-longest // LENGTH_STEP) * LENGTH_STEP) if self.trimmable else longest
+        width = min(self.context_length, -(-longest // self.step) * self.step) if self.trimmable else longest
         batch = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
         for target, row in zip(batch, rows, strict=True):
             target[: len(row)] = row

@@ -49,6 +49,17 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
     return torch.float32, f"bf16 is not tried on {device.type}"
 
 
+def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
+    """Whether the towers are compiled, with the reason."""
+    if wanted != "auto":
+        return wanted == "always", "as asked"
+    if device.type != "cuda":
+        return False, f"on {device.type} it saves less than it takes"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return False, "the GPU is too old for Triton"
+    return True, "kernels are fused; the first steps take longer"
+
+
 def cpu_flags() -> set[str]:
     """Instruction-set flags as Linux names them; empty elsewhere."""
     try:

@@ -18,22 +18,31 @@ class TowerEncoder:
     Args:
         model: in training or evaluation mode, as the caller set it.
         dtype: arithmetic of the towers; bfloat16 means autocast. Embeddings come out float32 either way.
+        compiled: run the towers through torch.compile. Functions are compiled, not modules, so that nothing is renamed.
     """
 
-    def __init__(self, model: Model, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: Model, dtype: torch.dtype, compiled: bool = False) -> None:
+        self.model, self.dtype, self.compiled = model, dtype, compiled
         self.module: Any = model.net
+
+        def image(pixels: Tensor) -> Tensor:
+            return model.encode_image(pixels, normalize=False)
+
+        def text(tokens: Tensor) -> Tensor:
+            return model.encode_text(tokens, normalize=False)
+
+        # Shapes repeat (data/text.py), so each gets code of its own instead of one that suits all.
+        self._image, self._text = (torch.compile(f, dynamic=False) if compiled else f for f in (image, text))
 
     def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, 3) and int64 (N, L) → two float32 (N, embed_dim), L2-normalised."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            v = self.model.encode_image(image, normalize=False)
-            t = self.model.encode_text(text, normalize=False)
+            v, t = self._image(image), self._text(text)
         return F.normalize(v.float(), dim=-1), F.normalize(t.float(), dim=-1)
 
     def like(self, module: nn.Module) -> TowerEncoder:
         """The same encoder over another copy of the network (a teacher)."""
-        return TowerEncoder(replace(self.model, net=module, locked=frozenset()), self.dtype)
+        return TowerEncoder(replace(self.model, net=module, locked=frozenset()), self.dtype, self.compiled)
 
     @property
     def logit_scale(self) -> Tensor:

@@ -177,6 +177,8 @@ class TrainSettings(Section):
     """Arithmetic of the towers; losses and similarities are always fp32."""
     shard: Literal["none", "fsdp"] = "none"
     """fsdp: weights, gradients and optimiser state of the towers' blocks lie in parts on all processes, for towers that do not fit one."""
+    compile: Literal["auto", "never", "always"] = "auto"
+    """torch.compile of the towers; auto: on CUDA, with the reason printed."""
 
     def conflicts(self) -> list[Conflict]:
         """What does not go together across sections."""

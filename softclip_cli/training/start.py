@@ -17,6 +17,7 @@ from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop
 from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit, names_shards
+from softclip_cli.data.text import COMPILED_STEP, LENGTH_STEP
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.cache import default_folder
 from softclip_cli.evaluation.find import data_root
@@ -27,12 +28,13 @@ from softclip_cli.objectives.settings import advice, resolve
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.registry import PairSettings, open_model, parse_reference
 from softclip_cli.training import checkpoint
-from softclip_cli.training.device import choose_device, choose_precision
+from softclip_cli.training.device import choose_compile, choose_device, choose_precision
 from softclip_cli.training.distributed import World, first_ahead, from_all, from_first, joined
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
 from softclip_cli.training.limits import TimeLimit
+from softclip_cli.training.prefetch import ahead
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
 from softclip_cli.training.settings import DataSettings, TrainSettings
 from softclip_cli.training.sharding import shard
@@ -139,7 +141,14 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     with torch.no_grad():
         if is_untrained(settings.model.reference):
             model.net.logit_scale.fill_(torch.tensor(objective.initial_logit_scale).log())
-    encoder: Encoder = ProjectionEncoder(Projections(model)) if frozen else TowerEncoder(model, dtype)
+    encoder: Encoder
+    if frozen:
+        encoder = ProjectionEncoder(Projections(model))
+    else:
+        compiled, why = choose_compile(settings.compile, device)
+        report("note", {"text": f"towers {'compiled' if compiled else 'not compiled'}: {why}"})
+        encoder = TowerEncoder(model, dtype, compiled)
+        model.tokens.step = COMPILED_STEP if compiled else LENGTH_STEP
     facts = data_facts(corpus, settings, len(data))
     ema, teacher = build_average(objective, encoder)
     if sharded:
@@ -188,7 +197,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         report("note", {"text": f"{workers} decoding process{'' if workers == 1 else 'es'}: {reason}"})
         if device.type == "cpu" and workers and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
-        source = partial(_batches, dataset, workers, device.type == "cuda")
+        source = partial(_batches, dataset, workers, device)
     spread = Spread(world.rank, world.size, world.local_size, device if device.type == "cuda" else torch.device("cpu"))
     validator = Validator.open(
         model,
@@ -267,8 +276,8 @@ def _progress(report: Report, what: str, done: int, total: int) -> None:
     report("progress", {"what": what, "done": done, "total": total})
 
 
-def _batches(dataset: StepDataset, workers: int, pin: bool, first: int, last: int) -> Iterator[Batch]:
-    return batches(dataset, first, last, workers, pin)
+def _batches(dataset: StepDataset, workers: int, device: torch.device, first: int, last: int) -> Iterator[Batch]:
+    return ahead(batches(dataset, first, last, workers, device.type == "cuda"), device)
 
 
 def _features(store: Any, sampler: EpochSampler, how: str, world: World, first: int, last: int) -> Iterator[Batch]:
