@@ -4,7 +4,8 @@ A module keeps its parameters, their names and its place; only its class changes
 checkpoints, copies and `torch.compile` see nothing of it. What is saved (measured by benchmarks/step_gains.py):
 
 - A transformer's last block is computed at the one position that is pooled; all others end there. The attention pool of a ResNet likewise.
-- Attention projects its input as it lies in memory, where `nn.MultiheadAttention` transposes it first.
+- Attention projects its input as it lies in memory, where `nn.MultiheadAttention` transposes it first. Without gradient torch multiplies
+  such a tensor position by position, with a copy of the weight for each.
 - On a CPU in bfloat16, attention with gradient multiplies in the open: the backward pass of torch's fused kernel takes seven times as long.
 - On a CPU, patches are multiplied as a matrix: as a convolution with a stride of its own size they take twice as long.
 """

@@ -18,7 +18,6 @@ from softclip_cli.blocks import quicken
 from softclip_cli.data.decode import Preprocess
 from softclip_cli.data.text import Tokenize
 from softclip_cli.errors import UsageError
-from softclip_cli.folding import folded
 from softclip_cli.towers import ImageTower, TextTower
 
 WEIGHTS, CONFIG = "model.safetensors", "open_clip_config.json"
@@ -136,20 +135,17 @@ class Model:
 
     def encode_image(self, pixels: Tensor, normalize: bool = True) -> Tensor:
         """uint8 (N, H, W, 3) → (N, embed_dim), L2-normalised unless told otherwise."""
-        with folded(self.device):
-            features = self.image(self.normalise(pixels))
+        features = self.image(self.normalise(pixels))
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
         """Token ids (N, L) → (N, embed_dim), L2-normalised unless told otherwise."""
-        with folded(self.device):
-            features = self.text(tokens.to(self.device, non_blocking=True))
+        features = self.text(tokens.to(self.device, non_blocking=True))
         return F.normalize(features, dim=-1) if normalize else features
 
     def image_trunk(self, pixels: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) → features before the projection (N, width): what a linear probe is fitted on."""
-        with folded(self.device):
-            return self.image.trunk(self.normalise(pixels))
+        return self.image.trunk(self.normalise(pixels))
 
     def image_head(self, features: Tensor, normalize: bool = True) -> Tensor:
         """Trunk features (N, width) → (N, embed_dim)."""
@@ -158,8 +154,7 @@ class Model:
 
     def text_trunk(self, tokens: Tensor) -> Tensor:
         """Token ids (N, L) → features before the projection (N, width)."""
-        with folded(self.device):
-            return self.text.trunk(tokens.to(self.device, non_blocking=True))
+        return self.text.trunk(tokens.to(self.device, non_blocking=True))
 
     def text_head(self, features: Tensor, normalize: bool = True) -> Tensor:
         """Trunk features (N, width) → (N, embed_dim)."""
