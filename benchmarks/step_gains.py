@@ -110,7 +110,9 @@ def without_foreach_average(trainer: Trainer) -> None:
     trainer.ema.update = partial(update, trainer.ema)  # type: ignore[method-assign]
 
 
-def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def fused_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
 
 
@@ -135,9 +137,12 @@ class Gain:
 
 GAINS = {
     "texts trimmed": Gain(full_texts=True),
+    "real tokens alone": Gain(around=lambda: patch("torch.compiler.is_compiling", return_value=True)),
     "bf16": Gain(without_bf16),
     "attention in the open (bf16)": Gain(around=lambda: patch.object(blocks, "attention", fused_attention)),
-    "last block at one position": Gain(without_pooled_ends, lambda: patch.object(towers, "poolable", lambda block: False)),
+    "last block at one position": Gain(
+        without_pooled_ends, lambda: patch.object(towers, "poolable", lambda block: False)
+    ),
     "patches as a matrix": Gain(without_matrix_patches, resnet=False),
     "all of blocks.py": Gain(without_blocks),
     "channels_last": Gain(without_channels_last),

@@ -7,11 +7,13 @@ checkpoints, copies and `torch.compile` see nothing of it. What is saved (measur
 - Attention projects its input as it lies in memory, where `nn.MultiheadAttention` transposes it first. Without gradient torch multiplies
   such a tensor position by position, with a copy of the weight for each.
 - On a CPU in bfloat16, attention with gradient multiplies in the open: the backward pass of torch's fused kernel takes seven times as long.
+- On a CPU, a text tower's layers see the real tokens of a batch alone (`Ragged`); only attention sees them in rows of one length.
 - On a CPU, patches are multiplied as a matrix: as a convolution with a stride of its own size they take twice as long.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,8 +55,63 @@ class Attention(nn.MultiheadAttention):
         else:
             q = F.linear(query, weight[:width], bias[:width])
             k, v = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
-        q, k, v = (side.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for side in (q, k, v))
-        return self.out_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.out_proj(self.mixed(q, k, v, mask))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention of all heads, projected q (N, M, E) over k and v (N, L, E): (N, M, E)."""
+        heads = (side.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for side in (q, k, v))
+        return attention(*heads, mask).transpose(1, 2).flatten(2)
+
+
+class _Moved(torch.autograd.Function):
+    """Rows between a padded batch and its real tokens; each way's gradient goes the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, padded: int) -> Tensor:
+        """`padded` rows with x at `index` and zeros elsewhere; with padded = 0 the rows of x at `index`."""
+        ctx.index, ctx.back = index, 0 if padded else len(x)
+        return x.new_zeros(padded, x.shape[1]).index_copy_(0, index, x) if padded else x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """The other way."""
+        return _Moved.apply(gradient, ctx.index, ctx.back), None, None
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A batch of texts as its real tokens, one behind the other.
+
+    Attributes:
+        index: int64 (T,), their places among all N·L.
+        rows, length: N and L.
+    """
+
+    index: Tensor
+    rows: int
+    length: int
+
+    @classmethod
+    def up_to(cls, positions: Tensor, length: int) -> Ragged:
+        """Each text's tokens up to its position (N,), which is the last one that is looked at."""
+        real = torch.arange(length, device=positions.device) <= positions[:, None]
+        return cls(real.flatten().nonzero().flatten(), len(positions), length)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(T, E) → (N, L, E), zeros elsewhere."""
+        return _Moved.apply(x, self.index, self.rows * self.length).unflatten(0, (self.rows, self.length))
+
+    def packed(self, x: Tensor) -> Tensor:
+        """(N, L, E) → (T, E)."""
+        return _Moved.apply(x.flatten(0, 1), self.index, 0)
+
+
+def ragged_block(block: ResidualAttentionBlock, x: Tensor, ragged: Ragged, mask: Tensor) -> Tensor:
+    """A causal block's output (T, E) for the real tokens (T, E): what stands behind a text is seen by none of its tokens."""
+    attn = block.attn
+    sides = ragged.padded(F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)).chunk(3, dim=-1)
+    x = x + block.ls_1(attn.out_proj(ragged.packed(attn.mixed(*sides, mask))))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def pooled_block(

@@ -18,7 +18,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from softclip_cli.blocks import poolable, pooled_block
+from softclip_cli.blocks import Ragged, poolable, pooled_block, ragged_block
 from softclip_cli.errors import ModelError
 
 
@@ -152,8 +152,16 @@ class TextTower:
         if not poolable(last):
             x = text.transformer(x, attn_mask=mask)[torch.arange(len(x), device=x.device), positions]
         else:
-            for block in blocks:
-                x = block(x, attn_mask=mask)
+            # A GPU would wait for the host to learn how many tokens there are.
+            if x.device.type == "cpu" and all(map(poolable, blocks)) and not torch.compiler.is_compiling():
+                ragged = Ragged.up_to(positions, length)
+                x = ragged.packed(x)
+                for block in blocks:
+                    x = ragged_block(block, x, ragged, mask)
+                x = ragged.padded(x)
+            else:
+                for block in blocks:
+                    x = block(x, attn_mask=mask)
             x = pooled_block(last, x, positions, mask)
         return text.ln_final(x)  # works on each position by itself, so only the pooled one needs it
 

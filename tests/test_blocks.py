@@ -77,7 +77,10 @@ def test_attention_in_bfloat16_is_as_exact_as_torchs(masked: bool) -> None:
     def errors(attend: Any) -> list[float]:
         out = attend(q, k, v, mask)
         gradients = torch.autograd.grad(out, (q, k, v), toward)
-        return [float((got.double() - wanted).norm() / wanted.norm()) for got, wanted in zip((out, *gradients), exact)]
+        return [
+            float((got.detach().double() - wanted.detach()).norm() / wanted.detach().norm())
+            for got, wanted in zip((out, *gradients), exact)
+        ]
 
     wide = [side.detach().double().requires_grad_() for side in (q, k, v)]
     weights = (wide[0] @ wide[1].transpose(-2, -1) / 4 + (0 if mask is None else mask)).softmax(dim=-1)

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors import safe_open
 
 from softclip_cli.config import build
 from softclip_cli.data.batches import Batch
-from softclip_cli.registry import open_model
+from softclip_cli.data.text import Tokenize
 from softclip_cli.training.device import choose_compile
 from softclip_cli.training.prefetch import ahead
 from softclip_cli.training.settings import TrainSettings
@@ -24,7 +25,7 @@ def run(corpus: Path, out: Path, compiled: str) -> tuple[list[float], set[str]]:
     settings = build(
         TrainSettings,
         {
-            "data": {"corpus": str(corpus), "batch_size": 16, "workers": 0, "micro_batch": 8},
+            "data": {"corpus": str(corpus), "batch_size": 16, "workers": 0},
             "objective": {"name": "psd", "teacher": "ema"},
             "schedule": {"steps": 3},
             "log": {"every": 1},
@@ -67,9 +68,8 @@ def test_compiling_is_for_gpus_unless_asked():
 
 @pytest.mark.parametrize("step", [8, 16])
 def test_lengths_of_texts_are_few(step):
-    model = open_model("ViT-B-32")
-    model.tokens.step = step
-    widths = {model.tokenize([" ".join(["dog"] * count)]).shape[1] for count in range(1, 76)}
+    tokenize = Tokenize(open_clip.get_tokenizer("ViT-B-32"), step=step)
+    widths = {tokenize([" ".join(["dog"] * count)]).shape[1] for count in range(1, 76)}
     assert widths == set(range(step, 77, step)) | {77}
 
 
