@@ -12,8 +12,9 @@ and checkpoints come after the last step.
 
 Curves: one longer run each; the order of the samples differs, so the mean of the last steps is compared.
 
---cpu-time, with --threads 1 and no worker, counts processor time instead: for a machine that others use. --in-memory hands both trainers the same few decoded batches, which lie on the device in the form that each wants (uint8 and trimmed
-texts; normalised float32 and texts of full length).
+--cpu-time, with --threads 1 and no worker, counts processor time instead: for a machine that others use. --in-memory hands both trainers
+the same few decoded batches, which lie on the device in the form that each wants (uint8 and trimmed texts; normalised float32 and texts
+of full length).
 """
 
 from __future__ import annotations

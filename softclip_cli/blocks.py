@@ -40,12 +40,12 @@ class Attention(nn.MultiheadAttention):
     """Multi-head attention over inputs (N, L, E), without weights and padding masks; others go the stock way."""
 
     def forward(  # type: ignore[override]
-        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, attn_mask: Tensor | None = None, **kwargs: Any
+        self, query: Tensor, key: Tensor, value: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """As nn.MultiheadAttention's."""
-        if args or kwargs != {"need_weights": False} or key is not value:
-            return super().forward(query, key, value, *args, attn_mask=attn_mask, **kwargs)
-        return self.attend(query, key, attn_mask), None
+        if options.get("need_weights", True) or set(options) - {"need_weights", "attn_mask"} or key is not value:
+            return super().forward(query, key, value, **options)
+        return self.attend(query, key, options.get("attn_mask")), None
 
     def attend(self, query: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the positions `query` (N, M, E) take from `context` (N, L, E): (N, M, E)."""
@@ -59,8 +59,8 @@ class Attention(nn.MultiheadAttention):
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention of all heads, projected q (N, M, E) over k and v (N, L, E): (N, M, E)."""
-        heads = (side.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for side in (q, k, v))
-        return attention(*heads, mask).transpose(1, 2).flatten(2)
+        q, k, v = (side.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for side in (q, k, v))
+        return attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 class _Moved(torch.autograd.Function):
@@ -194,12 +194,8 @@ def poolable(block: nn.Module) -> bool:
     return isinstance(block, ResidualAttentionBlock) and isinstance(block.attn, Attention)
 
 
-def _plain(attn: nn.MultiheadAttention) -> bool:
-    same_width = attn._qkv_same_embed_dim and attn.in_proj_bias is not None
-    return (
-        type(attn) is nn.MultiheadAttention
-        and attn.batch_first
-        and same_width
-        and attn.bias_k is None
-        and not attn.dropout
-    )
+def _plain(attn: Any) -> bool:
+    """Whether this is multi-head attention as CLIP's towers have it."""
+    if type(attn) is not nn.MultiheadAttention or not attn.batch_first or attn.dropout:
+        return False
+    return attn.in_proj_weight is not None and attn.in_proj_bias is not None and attn.bias_k is None

@@ -79,7 +79,7 @@ def test_attention_in_bfloat16_is_as_exact_as_torchs(masked: bool) -> None:
         gradients = torch.autograd.grad(out, (q, k, v), toward)
         return [
             float((got.detach().double() - wanted.detach()).norm() / wanted.detach().norm())
-            for got, wanted in zip((out, *gradients), exact)
+            for got, wanted in zip((out, *gradients), exact, strict=True)
         ]
 
     wide = [side.detach().double().requires_grad_() for side in (q, k, v)]
