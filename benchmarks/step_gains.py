@@ -74,10 +74,6 @@ def without_rows(trainer: Trainer) -> None:
     model.normalise = lambda pixels: (pixels.permute(0, 3, 1, 2) - mean) * (1 / scale)  # type: ignore[method-assign]
 
 
-def without_matrix_patches(trainer: Trainer) -> None:
-    change(trainer, blocks.PatchConvolution, nn.Conv2d)
-
-
 def without_pooled_ends(trainer: Trainer) -> None:
     change(trainer, blocks.ClassBlock, ResidualAttentionBlock)
     change(trainer, blocks.AttentionPool, AttentionPool2d)
@@ -85,7 +81,6 @@ def without_pooled_ends(trainer: Trainer) -> None:
 
 def without_blocks(trainer: Trainer) -> None:
     without_pooled_ends(trainer)
-    without_matrix_patches(trainer)
     change(trainer, blocks.Attention, nn.MultiheadAttention)
 
 
@@ -125,14 +120,12 @@ class Gain:
         around: a context in which the step does without it.
         full_texts: batches carry texts of the full context.
         objective: of both trainers.
-        resnet: whether a model without a transformer for images has it too.
     """
 
     away: Callable[[Trainer], None] = lambda trainer: None
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     full_texts: bool = False
     objective: str = "clip"
-    resnet: bool = True
 
 
 GAINS = {
@@ -143,7 +136,6 @@ GAINS = {
     "last block at one position": Gain(
         without_pooled_ends, lambda: patch.object(towers, "poolable", lambda block: False)
     ),
-    "patches as a matrix": Gain(without_matrix_patches, resnet=False),
     "all of blocks.py": Gain(without_blocks),
     "channels_last": Gain(without_channels_last),
     "pixels normalised by rows": Gain(without_rows),
@@ -183,7 +175,7 @@ def run(options: argparse.Namespace, corpus: Path, folder: Path) -> Iterator[dic
     for model in options.models:
         options.model = model
         for number, (name, gain) in enumerate(GAINS.items()):
-            if (options.only and name not in options.only) or (model.startswith("RN") and not gain.resnet):
+            if options.only and name not in options.only:
                 continue
             fast, slow, ratio = measure(gain, corpus, folder / f"{model}-{number}", options)
             yield {"model": model, "what": name, "seconds": fast, "seconds_without": slow, "ratio": ratio}

@@ -8,7 +8,6 @@ checkpoints, copies and `torch.compile` see nothing of it. What is saved (measur
   such a tensor position by position, with a copy of the weight for each.
 - On a CPU in bfloat16, attention with gradient multiplies in the open: the backward pass of torch's fused kernel takes seven times as long.
 - On a CPU, a text tower's layers see the real tokens of a batch alone (`Ragged`); only attention sees them in rows of one length.
-- On a CPU, patches are multiplied as a matrix: as a convolution with a stride of its own size they take twice as long.
 """
 
 from __future__ import annotations
@@ -156,21 +155,6 @@ class AttentionPool(AttentionPool2d):
         return self.c_proj(attention(q, k, v)[:, :, 0].flatten(1))
 
 
-class PatchConvolution(nn.Conv2d):
-    """A convolution whose windows neither overlap nor leave gaps, as one product of patches and weights on a CPU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, out, H / patch, W / patch)."""
-        (n, _, h, w), (high, wide) = input.shape, self.kernel_size
-        if input.device.type != "cpu" or h % high or w % wide:
-            return super().forward(input)
-        # Both in the order of channels_last, in which pixels arrive and weights are kept.
-        patches = input.permute(0, 2, 3, 1).unflatten(2, (w // wide, wide)).unflatten(1, (h // high, high))
-        patches = patches.transpose(2, 3).reshape(n, (h // high) * (w // wide), -1)
-        products = F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
-        return products.transpose(1, 2).unflatten(2, (h // high, w // wide))
-
-
 def quicken(net: nn.Module) -> None:
     """Put the classes of this module in the place of open_clip's, wherever they give the same result."""
     for module in net.modules():
@@ -184,9 +168,6 @@ def quicken(net: nn.Module) -> None:
         last = tower.transformer.resblocks[-1]
         if tower.pool_type == "tok" and tower.attn_pool is None and not tower.output_tokens and poolable(last):
             last.__class__ = ClassBlock
-        conv = tower.conv1
-        if type(conv) is nn.Conv2d and conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.groups == 1:
-            conv.__class__ = PatchConvolution
 
 
 def poolable(block: nn.Module) -> bool:

@@ -63,7 +63,7 @@ def test_embeddings_and_gradients_are_open_clips(config: dict[str, Any], custom_
 
 def test_only_what_is_pooled_at_the_class_token_ends_there() -> None:
     kinds = {type(module) for module in build_model(small("vit"), {}).net.modules()}
-    assert {blocks.Attention, blocks.ClassBlock, blocks.PatchConvolution} <= kinds
+    assert {blocks.Attention, blocks.ClassBlock} <= kinds
     assert blocks.ClassBlock not in {type(module) for module in build_model(of_avg_pool(), {}).net.modules()}
     assert blocks.AttentionPool in {type(module) for module in build_model(small("resnet"), {}).net.modules()}
 
@@ -127,12 +127,3 @@ def test_long_inputs_keep_the_fused_kernel_that_needs_no_matrix(length: int, fus
     with Products() as seen:
         blocks.attention(q, q, q)
     assert seen.fused == fused
-
-
-def test_a_patch_that_does_not_divide_the_image_goes_the_stock_way() -> None:
-    conv = torch.nn.Conv2d(3, 5, 4, stride=4)
-    ours = copy.deepcopy(conv)
-    ours.__class__ = blocks.PatchConvolution
-    for size in (8, 10):
-        x = torch.randn(2, 3, size, size)
-        torch.testing.assert_close(ours(x), conv(x))
