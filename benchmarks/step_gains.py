@@ -68,12 +68,6 @@ def without_channels_last(trainer: Trainer) -> None:
     trainer.model.normalise = lambda pixels: normalise(pixels).contiguous()  # type: ignore[method-assign]
 
 
-def without_rows(trainer: Trainer) -> None:
-    spec, model = trainer.model.preprocess, trainer.model
-    mean, scale = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (spec.mean, spec.std))
-    model.normalise = lambda pixels: (pixels.permute(0, 3, 1, 2) - mean) * (1 / scale)  # type: ignore[method-assign]
-
-
 def without_pooled_ends(trainer: Trainer) -> None:
     change(trainer, blocks.ClassBlock, ResidualAttentionBlock)
     change(trainer, blocks.AttentionPool, AttentionPool2d)
@@ -138,7 +132,6 @@ GAINS = {
     ),
     "all of blocks.py": Gain(without_blocks),
     "channels_last": Gain(without_channels_last),
-    "pixels normalised by rows": Gain(without_rows),
     "fused AdamW": Gain(without_fused_adamw),
     "one N×N product": Gain(without_one_product),
     "moving average by foreach": Gain(without_foreach_average, objective="ema-kd"),

@@ -59,10 +59,8 @@ class Model:
         self._place()
 
     def _place(self) -> None:
-        # For a whole row of pixels: an innermost loop over three colours is no work for vector instructions.
-        size = self.preprocess.size
-        self._mean = torch.tensor(self.preprocess.mean, device=self.device).repeat(size) * 255
-        self._scale = 1 / (torch.tensor(self.preprocess.std, device=self.device).repeat(size) * 255)
+        self._mean = torch.tensor(self.preprocess.mean, device=self.device).view(1, 3, 1, 1) * 255
+        self._scale = 1 / (torch.tensor(self.preprocess.std, device=self.device).view(1, 3, 1, 1) * 255)
 
     @property
     def device(self) -> torch.device:
@@ -126,8 +124,7 @@ class Model:
 
         The result keeps the memory order of the input, which is channels_last: the fast one for convolutions.
         """
-        values = pixels.to(self.device, non_blocking=True).to(torch.float32).contiguous().flatten(2)
-        return ((values - self._mean) * self._scale).view(pixels.shape).permute(0, 3, 1, 2)
+        return (pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2) - self._mean) * self._scale
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Texts → token ids, int64 (N, L) on the CPU; L is the batch's longest, rounded up, where that is exact."""

@@ -14,7 +14,10 @@ from safetensors import safe_open
 from softclip_cli.config import build
 from softclip_cli.data.batches import Batch
 from softclip_cli.data.text import Tokenize
+from softclip_cli.errors import HostError
+from softclip_cli.registry import open_model
 from softclip_cli.training.device import choose_compile
+from softclip_cli.training.encoder import TowerEncoder
 from softclip_cli.training.prefetch import ahead
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.start import Plan, train
@@ -57,6 +60,19 @@ def test_compiled_towers_train_to_the_same_losses_under_the_same_names(colour_co
     assert used == ["image", "text"] * 2  # the student's and its average's
     assert compiled == pytest.approx(plain, rel=1e-5)
     assert same_names == names
+
+
+def test_a_compiler_that_fails_is_no_bug_of_softclip(monkeypatch):
+    def backend(graph, inputs):
+        raise OSError("no compiler")
+
+    stock = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: stock(function, backend=backend, **options))
+    model = open_model("tiny")
+    encoder, size = TowerEncoder(model, torch.float32, compiled=True), model.preprocess.size
+    with pytest.raises(HostError) as seen:
+        encoder(torch.zeros(2, size, size, 3, dtype=torch.uint8), torch.ones(2, 8, dtype=torch.int64))
+    assert "no compiler" in seen.value.why and seen.value.hint == "--set compile=never"
 
 
 def test_compiling_is_for_gpus_unless_asked():

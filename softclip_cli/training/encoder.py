@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from softclip_cli.errors import HostError
 from softclip_cli.model import Model
 
 
@@ -35,9 +36,19 @@ class TowerEncoder:
         self._image, self._text = (torch.compile(f, dynamic=False) if compiled else f for f in (image, text))
 
     def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (N, H, W, 3) and int64 (N, L) → two float32 (N, embed_dim), L2-normalised."""
+        """uint8 (N, H, W, 3) and int64 (N, L) → two float32 (N, embed_dim), L2-normalised.
+
+        Raises:
+            HostError: the towers cannot be compiled here.
+        """
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            v, t = self._image(image), self._text(text)
+            try:
+                v, t = self._image(image), self._text(text)
+            except RuntimeError as error:
+                if not self.compiled or not _is_of_compiler(error):
+                    raise
+                why = str(error).strip().splitlines()[0]
+                raise HostError("the towers cannot be compiled here", why, "--set compile=never") from error
         return F.normalize(v.float(), dim=-1), F.normalize(t.float(), dim=-1)
 
     def like(self, module: nn.Module) -> TowerEncoder:
@@ -48,6 +59,12 @@ class TowerEncoder:
     def logit_scale(self) -> Tensor:
         """k, a scalar."""
         return self.model.logit_scale
+
+
+def _is_of_compiler(error: RuntimeError) -> bool:
+    from torch._dynamo.exc import BackendCompilerFailed  # slow to import, and needed where it is loaded already
+
+    return isinstance(error, BackendCompilerFailed)
 
 
 class Projections(nn.Module):
