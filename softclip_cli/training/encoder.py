@@ -47,7 +47,7 @@ class TowerEncoder:
             except RuntimeError as error:
                 if not self.compiled or not _is_of_compiler(error):
                     raise
-                why = str(error).strip().splitlines()[0]
+                why = " ".join(str(error).split("\n")[:2])
                 raise HostError("the towers cannot be compiled here", why, "--set compile=never") from error
         return F.normalize(v.float(), dim=-1), F.normalize(t.float(), dim=-1)
 
