@@ -171,8 +171,9 @@ def quicken(net: nn.Module) -> None:
 
 
 def poolable(block: nn.Module) -> bool:
-    """Whether `pooled_block` can compute this block."""
-    return isinstance(block, ResidualAttentionBlock) and isinstance(block.attn, Attention)
+    """Whether `pooled_block` can compute this block. One that FSDP shards is whole inside its own forward only."""
+    whole = not hasattr(block, "unshard")
+    return whole and isinstance(block, ResidualAttentionBlock) and isinstance(block.attn, Attention)
 
 
 def _plain(attn: Any) -> bool:

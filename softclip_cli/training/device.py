@@ -49,10 +49,12 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
     return torch.float32, f"bf16 is not tried on {device.type}"
 
 
-def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
+def choose_compile(wanted: str, device: torch.device, sharded: bool = False) -> tuple[bool, str]:
     """Whether the towers are compiled, with the reason."""
     if wanted != "auto":
         return wanted == "always", "as asked"
+    if sharded:
+        return False, "FSDP's hooks would break the graph at each block"
     if device.type != "cuda":
         return False, f"on {device.type} it saves less than it takes"
     if torch.cuda.get_device_capability(device) < (7, 0):

@@ -145,7 +145,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     if frozen:
         encoder = ProjectionEncoder(Projections(model))
     else:
-        compiled, why = choose_compile(settings.compile, device)
+        compiled, why = choose_compile(settings.compile, device, sharded)
         report("note", {"text": f"towers {'compiled' if compiled else 'not compiled'}: {why}"})
         encoder = TowerEncoder(model, dtype, compiled)
         model.tokens.step = COMPILED_STEP if compiled else LENGTH_STEP
