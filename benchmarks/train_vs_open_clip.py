@@ -36,9 +36,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from data import SHARED, drawn, jpeg  # isort: skip
 from PIL import Image
-
-from data import SHARED, drawn, jpeg
 
 OURS = "softclip"
 BETAS, EPS, DECAY, RATE, CLIP = (0.9, 0.98), 1e-6, 0.2, 5e-4, 1.0
