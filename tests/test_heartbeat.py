@@ -102,6 +102,20 @@ def test_a_silent_thread_is_not_taken_for_death_while_steps_are_done(group: Grou
     assert ended == []
 
 
+def test_who_was_only_slow_is_not_accused(group: Group) -> None:
+    """It comes back while the other looks who is missing: it held Python's lock for a long time."""
+    ended: list[SoftclipError] = []
+    first, second = group(2, ended.append)
+    second.end = None
+    go_on, exchange = threading.Event(), second._exchange
+    second._exchange = lambda store: (go_on.wait(60), exchange(store))[1]  # type: ignore[method-assign]
+    wait_until(lambda: first._looking)
+    go_on.set()
+    wait_until(lambda: not first._looking)
+    time.sleep(2 * LIMIT)
+    assert ended == []
+
+
 def test_a_store_that_does_not_answer_is_gone_with_who_keeps_it(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "node0")
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)

@@ -114,7 +114,7 @@ class Heartbeat:
         store = None
         leaving = False
         while not leaving:
-            leaving = self._leaving.wait(PERIOD if self.exchanges else 0)
+            leaving = self._leaving.wait(PERIOD if self.exchanges else PERIOD / 10)
             try:
                 store = store or self.connect()  # type: ignore[misc]
                 self._exchange(store)
@@ -127,14 +127,15 @@ class Heartbeat:
         store.set(str(own.rank), json.dumps(asdict(own)))
         ranks = range(self.world.size) if self._ask_all else [self._next]
         keys = [str(rank) for rank in ranks]
-        if not store.check(keys):  # only at the very beginning: asking for what is not there would wait
-            return
-        for rank, text in zip(ranks, store.multi_get(keys), strict=True):
-            sign = Sign(**json.loads(text))
+        if not store.check(keys):  # at the very beginning; asking for what is not there would wait
+            keys = [key for key in keys if store.check([key])]
+        found = dict(zip(keys, store.multi_get(keys), strict=True)) if keys else {}
+        for rank in ranks:
+            sign = Sign(**json.loads(found[str(rank)])) if str(rank) in found else self.seen[rank]
             # Counted in signs missed, not in seconds: when a whole job is suspended and continued nobody is silent.
             self.missed[rank] = 0 if sign.beat != self.seen[rank].beat else self.missed[rank] + 1
             self.seen[rank] = sign
-        self._ask_all = self._looking
+        self._ask_all = self._looking or not all(sign.beat for sign in self.seen)
         self.exchanges += 1
 
     # Judging.
@@ -149,7 +150,12 @@ class Heartbeat:
                 step, unanswered, self.missed[self._next] = self.step, 0, 0
             silent = self.missed[self._next] >= limit and not self.seen[self._next].end
             if (silent or unanswered >= limit) and not self.own.end:
-                error = self.verdict()
+                answered = self._look()
+                if self.own.end or (answered and self.missed[self._next] < SILENT):
+                    self._looking = False  # the main thread is at it, or the other was only slow
+                    continue
+                self.own.end = LOST
+                error = self._accuse(answered, "")
                 if not self._leaving.wait(GRACE) and self.end is not None:
                     self.before_end(str(error))
                     self.end(error)
