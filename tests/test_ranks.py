@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from model_folders import folder_with, minute
-from processes import Command, CommandServer, steps_done
+from processes import Command, CommandServer, steps_done, wait_until
 
 from softclip_cli import runs
 from softclip_cli.training import checkpoint
@@ -105,6 +105,7 @@ def test_the_number_of_processes_may_change_at_resume(
     going = command(colour_corpus, model, cut, steps, *chosen)
     first = commands.start_ranks(before, *going, setup=HOOKED, ROWS=rows["first"], HANG="0 6")
     first[0].wait_for_step(cut, 6)
+    wait_until(lambda: checkpoint.saved_steps(cut / "checkpoints"), 60, lambda: first[0].said)
     for rank in first:
         rank.kill()
         rank.wait()
@@ -134,7 +135,6 @@ def goes_on(commands: CommandServer, corpus: Path, model: Path, run: Path) -> No
     last, problems = checkpoint.newest_intact(run / "checkpoints")
     assert problems == []
     step = int(str(last)[-8:]) if last else 0
-    assert step >= steps_done(run) - 4
     again = commands.start(*command(corpus, model, run, step + 2))
     assert again.wait() == 0, again.said
     assert steps_done(run) == step + 2

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -157,7 +157,8 @@ class Heartbeat:
                 self.own.end = LOST
                 error = self._accuse(answered, "")
                 if not self._leaving.wait(GRACE) and self.end is not None:
-                    self.before_end(str(error))
+                    with suppress(SoftclipError):  # whatever the disk says, the end comes
+                        self.before_end(str(error))
                     self.end(error)
                 return
 
