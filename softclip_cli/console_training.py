@@ -42,8 +42,8 @@ class TrainingView:
             self.progress.stop()
 
     def __call__(self, kind: str, facts: dict[str, Any]) -> None:
-        """One report of the trainer."""
-        if not self.quiet:
+        """One report of the trainer. What says its rank concerns that process alone, and is said by it."""
+        if not self.quiet or "rank" in facts:
             getattr(self, f"_{kind}")(facts)
 
     def _say(self, text: str) -> None:

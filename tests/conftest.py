@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import CommandServer, serving
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -52,3 +54,10 @@ def colour_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     captions = [f"a {name} picture", f"something {name}"]
                     part.write(Record(f"{split}-{i}", encoded(COLOURS[name], seed=i), captions))
     return path
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    """Starts `softclip ...` in processes of its own that may be killed."""
+    with serving(tmp_path_factory.mktemp("commands")) as server:
+        yield server

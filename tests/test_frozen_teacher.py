@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch.distributed as dist
 from conftest import encoded
 from model_folders import folder_with, small
 from PIL import Image
+from processes import together
 from safetensors import safe_open
 from test_objectives_reference import TEACHER_SCALE, reference_loss
 from torch import Tensor
@@ -435,31 +434,14 @@ def worker(rank: int, world: int, folder: str, corpus: str, student: str, teache
 
 def test_two_processes_train_as_one(corpus, folders, tmp_path):
     """The same losses and the same weights; what one process computes for both is there when the other comes."""
-    world = 2
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     arguments = [str(tmp_path), str(corpus), folders["student"], folders["teacher"]]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(world), *arguments],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    together(__file__, 2, *arguments)
     for case in SHARED_CASES:
         alone = train(Plan(distributed_settings(case, *arguments[1:]), tmp_path / f"{case} alone"))
-        together = tmp_path / case
+        shared = tmp_path / case
         wanted = [line["loss"] for line in runs.Run(alone).training]
-        assert [line["loss"] for line in runs.Run(together).training] == pytest.approx(wanted, rel=1e-5)
-        mine, theirs = (open_model(str(run)).net.state_dict() for run in (together, alone))
+        assert [line["loss"] for line in runs.Run(shared).training] == pytest.approx(wanted, rel=1e-5)
+        mine, theirs = (open_model(str(run)).net.state_dict() for run in (shared, alone))
         start = open_model(folders["student"]).net.state_dict()
         for key, value in theirs.items():
             moved = (value - start[key]).norm()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from processes import together
 from test_objectives_reference import make_settings
 from torch import Tensor, nn
 from torch.nn import functional
@@ -103,23 +101,7 @@ def found(
 ) -> list[dict[str, dict[str, Tensor]]]:
     """What each process of a group measured, for all cases in one start."""
     world, folder = request.param, tmp_path_factory.mktemp("group")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(world), str(folder / "meeting"), str(folder / "found")],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    together(__file__, world, str(folder / "meeting"), str(folder / "found"))
     return [torch.load(folder / f"found.{rank}") for rank in range(world)]
 
 

@@ -12,6 +12,7 @@ import typer
 
 from softclip_cli import console
 from softclip_cli.console import guarded
+from softclip_cli.errors import SoftclipError
 
 if TYPE_CHECKING:
     from softclip_cli.training.settings import TrainSettings
@@ -131,7 +132,7 @@ def train(
         return
     from softclip_cli.training.start import Plan
 
-    run_training(Plan(settings, folder, how, tuple(sys.argv)), as_json)
+    run_training(Plan(settings, folder, how, tuple(sys.argv), end=end_process), as_json)
 
 
 def _settings(
@@ -198,6 +199,13 @@ def run_smoke(settings: TrainSettings, recipe: str | None, folder: Path | None, 
         )
 
     console.emit(document, as_json, render)
+
+
+def end_process(error: SoftclipError) -> None:
+    """End at once, from another thread: the main one waits in a library for a process that is gone."""
+    console.fail(error)
+    sys.stderr.flush()
+    os._exit(error.exit_code)
 
 
 def run_training(plan: Plan, as_json: bool) -> Path:

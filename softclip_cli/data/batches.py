@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop, eval_view, open_for_crops, random_crop
+from softclip_cli.data.loader import surviving, unheard
 from softclip_cli.data.sampler import EpochSampler, generator
 from softclip_cli.data.sharded.corpus import ShardedSplit
 from softclip_cli.errors import DataError
@@ -222,18 +223,31 @@ def group_ids(data: datasets.Dataset | ShardedSplit) -> Tensor:
     return torch.tensor(ids)
 
 
-def batches(dataset: StepDataset, first: int, last: int, workers: int, pin: bool = False) -> Iterator[Batch]:
-    """Yield the batches of the steps `first` … `last` − 1, in order, whatever the number of workers."""
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(first, last),  # type: ignore[arg-type]
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        pin_memory=pin,
-        worker_init_fn=start_worker if workers else None,
-    )
-    yield from loader
+def batches(
+    dataset: StepDataset, first: int, last: int, workers: int, pin: bool = False, warn: Callable[[str], None] = unheard
+) -> Iterator[Batch]:
+    """Yield the batches of the steps `first` … `last` − 1, in order, whatever the number of workers and whether some are killed.
+
+    Args:
+        pin: copy them to page-locked memory.
+        warn: told of each worker that was killed.
+
+    Raises:
+        HostError: workers die again and again.
+    """
+
+    def load(step: int) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=range(step, last),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            pin_memory=pin,
+            worker_init_fn=start_worker if workers else None,
+        )
+
+    return surviving(load, first, last, warn)
 
 
 def start_worker(_: int) -> None:

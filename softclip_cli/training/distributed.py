@@ -1,4 +1,4 @@
-"""Processes under `torchrun`: who am I, and gradients averaged over all."""
+"""Processes under `torchrun`: who am I, how long to wait for another, and gradients averaged over all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from softclip_cli.errors import HostError, UsageError
+
+TIME_LIMIT = "SOFTCLIP_RANK_TIMEOUT"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,13 @@ class World:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the processes that `torchrun` started; a world of one where it did not."""
+    """Join the processes that `torchrun` started; a world of one where it did not.
+
+    Messages between them have a time limit: see `time_limit`.
+
+    Raises:
+        HostError: they do not find each other.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
@@ -48,11 +58,48 @@ def joined(device: str) -> Iterator[World]:
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    limit = time_limit()
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=limit)))
+        store.set_timeout(timedelta(seconds=limit))
+        # torchrun keeps its store when it starts the processes again: addresses of the dead ones must not be taken for new ones.
+        store = dist.PrefixStore(f"{attempt()}/group", store)
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=limit))
+    except RuntimeError as error:  # DistError, or a plain one of gloo's
+        raise HostError(
+            f"rank {world.rank} does not find the other {size - 1} processes within {limit:.0f} s",
+            str(error).partition("\n")[0],
+            f"are all started, and can {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} be reached from each machine?",
+        ) from error
     try:
         yield world
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if not cuda:  # NCCL would first wait for messages that may never come
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def attempt() -> str:
+    """Which start of the processes this is: torchrun starts them again where it may (`--max-restarts`)."""
+    return f"softclip/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def time_limit() -> float:
+    """Seconds that a process waits for another in a message, from the environment: 600 unless set.
+
+    Raises:
+        UsageError: it is no positive number.
+    """
+    text = os.environ.get(TIME_LIMIT, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < 1e7:
+        raise UsageError(f"{TIME_LIMIT}={text} is no time", "it is a number of seconds above 0", f"{TIME_LIMIT}=600")
+    return seconds
 
 
 @contextmanager

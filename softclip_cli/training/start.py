@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from softclip_cli.training.distributed import World, first_ahead, from_all, from
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
+from softclip_cli.training.heartbeat import End, watching
 from softclip_cli.training.limits import TimeLimit
 from softclip_cli.training.prefetch import ahead
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
@@ -53,6 +54,7 @@ class Plan:
         resume: "auto" goes on where `out` already holds a run, "never" refuses that.
         command: the command line, for the record.
         keep_features: keep what frozen trunks and teachers give in the cache, for the next run over the same data.
+        end: ends the whole process with an error, where its main thread waits for another process that is gone.
     """
 
     settings: TrainSettings
@@ -60,6 +62,7 @@ class Plan:
     resume: str = "auto"
     command: tuple[str, ...] = ()
     keep_features: bool = True
+    end: End | None = None
 
 
 def train(plan: Plan, report: Report = unheard) -> Path:
@@ -71,17 +74,23 @@ def train(plan: Plan, report: Report = unheard) -> Path:
 
     Raises:
         UsageError, DataError, ModelError, HostError: something does not fit; nothing was started.
-        TrainingError: training failed.
+        TrainingError: training failed, or another process is missing.
         Interrupted: asked to stop; everything is saved.
     """
-    with joined(plan.settings.device) as world:
-        trainer = prepare(plan, world, report if world.first else unheard)
+    with joined(plan.settings.device) as world, watching(world, plan.end) as heartbeat, heartbeat.explained():
+        trainer = prepare(plan, world, report if world.first else unheard, partial(_of_rank, report, world))
+        trainer.heartbeat = heartbeat
         trainer.run()
         return trainer.folder.path
 
 
-def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
-    """Open corpus and model, choose device, precision and workers, and find the checkpoint to go on with."""
+def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report = unheard) -> Trainer:
+    """Open corpus and model, choose device, precision and workers, and find the checkpoint to go on with.
+
+    Args:
+        report: told of what concerns the run; on the first process alone.
+        of_rank: told of what concerns this process alone, whichever it is.
+    """
     settings = plan.settings
     time_limit = TimeLimit(settings.schedule.max_time)
     # Named after the time, which differs between processes.
@@ -197,7 +206,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         report("note", {"text": f"{workers} decoding process{'' if workers == 1 else 'es'}: {reason}"})
         if device.type == "cpu" and workers and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
-        source = partial(_batches, dataset, workers, device)
+        warn = partial(_warning, report if world.first else of_rank)
+        source = partial(_batches, dataset, workers, device, warn)
     spread = Spread(world.rank, world.size, world.local_size, device if device.type == "cuda" else torch.device("cpu"))
     validator = Validator.open(
         model,
@@ -276,8 +286,23 @@ def _progress(report: Report, what: str, done: int, total: int) -> None:
     report("progress", {"what": what, "done": done, "total": total})
 
 
-def _batches(dataset: StepDataset, workers: int, device: torch.device, first: int, last: int) -> Iterator[Batch]:
-    return ahead(batches(dataset, first, last, workers, device.type == "cuda"), device)
+def _warning(report: Report, text: str) -> None:
+    report("warning", {"text": text})
+
+
+def _of_rank(report: Report, world: World, kind: str, facts: dict[str, Any]) -> None:
+    report(kind, {**facts, "text": f"rank {world.rank}: {facts['text']}", "rank": world.rank})
+
+
+def _batches(
+    dataset: StepDataset,
+    workers: int,
+    device: torch.device,
+    warn: Callable[[str], None],
+    first: int,
+    last: int,
+) -> Iterator[Batch]:
+    return ahead(batches(dataset, first, last, workers, device.type == "cuda", warn), device)
 
 
 def _features(store: Any, sampler: EpochSampler, how: str, world: World, first: int, last: int) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from softclip_cli.training import checkpoint
 from softclip_cli.training.distributed import World, any_process, average_gradients, from_first, largest_everywhere
 from softclip_cli.training.encoder import Encoder
 from softclip_cli.training.guard import Guard, all_finite, gradient_norm
+from softclip_cli.training.heartbeat import Heartbeat
 from softclip_cli.training.interval import Interval
 from softclip_cli.training.limits import Stop, TimeLimit, too_many_replaced
 from softclip_cli.training.optimizer import build_optimizer, learning_rate
@@ -68,6 +70,7 @@ class Trainer:
         world: this process among all.
         report: told of notes, metrics, evaluations and checkpoints as they happen.
         time_limit: after which it saves and ends.
+        heartbeat: tells the other processes that this one lives.
     """
 
     settings: TrainSettings
@@ -84,6 +87,7 @@ class Trainer:
     world: World = field(default_factory=World)
     report: Report = unheard
     time_limit: TimeLimit = field(default_factory=TimeLimit)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
     def __post_init__(self) -> None:
         named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
@@ -150,13 +154,15 @@ class Trainer:
 
         Raises:
             Interrupted: asked to stop; everything is saved.
-            TrainingError: the loss stays no number.
+            TrainingError: the loss stays no number, or another process is missing.
             DataError: too many images are damaged; everything is saved.
             HostError: the run folder cannot be written.
         """
+        self.heartbeat.run, self.heartbeat.before_end = self.folder.path, partial(self._status, "failed")
         with listening() as wishes:
             try:
-                self._loop(wishes)
+                with self.heartbeat.explained():
+                    self._loop(wishes)
             except Interrupted:
                 raise
             except KeyboardInterrupt:
@@ -189,6 +195,7 @@ class Trainer:
         interval = Interval(self.model.device)
         source = self._batches()
         while self.done < self.steps:
+            self.heartbeat.step = self.done
             before = time.perf_counter()
             batch = next(source)
             interval.waited += time.perf_counter() - before
