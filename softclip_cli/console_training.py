@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from softclip_cli import console
+from softclip_cli.console_profile import profile_table
 
 
 class TrainingView:
@@ -29,6 +30,7 @@ class TrainingView:
         self.tasks: dict[str, Any] = {}
         self.said: set[str] = set()
         self.plain = console.PlainCounter()
+        self.profile: dict[str, Any] | None = None
 
     def __enter__(self) -> TrainingView:
         if self.live and not self.quiet:
@@ -95,6 +97,10 @@ class TrainingView:
     def _evaluation(self, facts: dict[str, Any]) -> None:
         shown = "  ".join(f"{k} {v:.2f}" for k, v in facts.items() if isinstance(v, float))
         self._say(f"step {facts['step']}: {facts['eval']}  {shown}{'  (best so far)' if facts['best'] else ''}")
+
+    def _profile(self, facts: dict[str, Any]) -> None:
+        self.profile = facts
+        console.err.print(profile_table(facts), soft_wrap=False)
 
     def _checkpoint(self, facts: dict[str, Any]) -> None:
         """Checkpoints are silent: the run folder shows them."""

@@ -12,6 +12,7 @@ import typer
 
 from softclip_cli import console
 from softclip_cli.console import guarded
+from softclip_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from softclip_cli.training.settings import TrainSettings
@@ -81,6 +82,15 @@ def train(
             "--smoke", help="Try the settings: two steps on generated data with random towers, leaving nothing behind."
         ),
     ] = False,
+    profile: Annotated[
+        int,
+        typer.Option(
+            "--profile",
+            metavar="N",
+            min=0,
+            help="Time N steps part by part, trace some more (profile/trace.json.gz in the run folder), show where the time goes, go on.",
+        ),
+    ] = 0,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print all settings, as TOML, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
@@ -113,11 +123,15 @@ def train(
         typer.echo(to_toml(settings), nl=False)
         return
     if smoke:
+        if profile:
+            raise UsageError(
+                "--profile does not go with --smoke", "a smoke run has two steps", "leave one of them away"
+            )
         run_smoke(settings, recipe, folder, as_json)
         return
     from softclip_cli.training.start import Plan
 
-    run_training(Plan(settings, folder, how, tuple(sys.argv)), as_json)
+    run_training(Plan(settings, folder, how, tuple(sys.argv), profile=profile), as_json)
 
 
 def _settings(
@@ -131,7 +145,6 @@ def _settings(
     """Settings by their order of strength: default, recipe, file, --set, options. A resumed run's own come first."""
     from softclip_cli import recipes, runs
     from softclip_cli.config import build, parse_set, read_toml
-    from softclip_cli.errors import UsageError
     from softclip_cli.training.settings import TrainSettings
 
     if out is not None and resume not in ("auto", "never"):
@@ -156,7 +169,6 @@ def run_smoke(settings: TrainSettings, recipe: str | None, folder: Path | None, 
     """Try the settings and print what was replaced and what came out."""
     from softclip_cli import recipes
     from softclip_cli.console_training import TrainingView
-    from softclip_cli.errors import UsageError
     from softclip_cli.training.smoke import smoke
 
     if folder is not None:
@@ -207,6 +219,8 @@ def run_training(plan: Plan, as_json: bool) -> Path:
         "final": final,
         "evaluations": evaluations,
     }
+    if view.profile is not None:
+        document["profile"] = view.profile
 
     def render() -> None:
         rows = [

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softclip_cli.model import Model
+from softclip_cli.training.phases import IMAGE_TOWER, TEXT_TOWER, phase
 
 
 class TowerEncoder:
@@ -27,8 +28,10 @@ class TowerEncoder:
     def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, 3) and int64 (N, L) → two float32 (N, embed_dim), L2-normalised."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            v = self.model.encode_image(image, normalize=False)
-            t = self.model.encode_text(text, normalize=False)
+            with phase(IMAGE_TOWER):
+                v = self.model.encode_image(image, normalize=False)
+            with phase(TEXT_TOWER):
+                t = self.model.encode_text(text, normalize=False)
         return F.normalize(v.float(), dim=-1), F.normalize(t.float(), dim=-1)
 
     def like(self, module: nn.Module) -> TowerEncoder:
@@ -84,7 +87,11 @@ class ProjectionEncoder:
 
     def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """float32 (N, image width) and (N, text width) → two float32 (N, embed_dim), L2-normalised."""
-        return self.image(image), self.text(text)
+        with phase(IMAGE_TOWER):
+            v = self.image(image)
+        with phase(TEXT_TOWER):
+            t = self.text(text)
+        return v, t
 
     def image(self, features: Tensor) -> Tensor:
         """float32 (N, image width) → (N, embed_dim), L2-normalised."""

@@ -31,6 +31,7 @@ from softclip_cli.training.distributed import World, first_ahead, from_first, jo
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
+from softclip_cli.training.profile import StepProfiler, check_length
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
 from softclip_cli.training.settings import DataSettings, TrainSettings
 from softclip_cli.training.teachers import AverageTeacher, Teacher
@@ -48,6 +49,7 @@ class Plan:
         resume: "auto" goes on where `out` already holds a run, "never" refuses that.
         command: the command line, for the record.
         keep_features: keep what frozen trunks and teachers give in the cache, for the next run over the same data.
+        profile: steps to time part by part, early in the run; 0: none.
     """
 
     settings: TrainSettings
@@ -55,6 +57,7 @@ class Plan:
     resume: str = "auto"
     command: tuple[str, ...] = ()
     keep_features: bool = True
+    profile: int = 0
 
 
 def train(plan: Plan, report: Report = unheard) -> Path:
@@ -62,7 +65,8 @@ def train(plan: Plan, report: Report = unheard) -> Path:
 
     Args:
         plan: settings and place.
-        report: told of what happens: kinds "note", "warning", "progress", "start", "metrics", "evaluation", "checkpoint".
+        report: told of what happens: kinds "note", "warning", "progress", "start", "metrics", "evaluation", "checkpoint",
+            "profile".
 
     Raises:
         UsageError, DataError, ModelError, HostError: something does not fit; nothing was started.
@@ -108,6 +112,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     data = training_split(corpus, settings)
     sampler = build_sampler(data, settings)
     steps = settings.schedule.steps or max(1, round(settings.schedule.epochs * sampler.steps_per_epoch))
+    if plan.profile:
+        check_length(plan.profile, steps - max(checkpoint.saved_steps(path / "checkpoints"), default=0))
 
     for line in model.notes:
         report("note", {"text": line})
@@ -193,6 +199,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     if found is not None:
         trainer.resume(found)
         report("note", {"text": f"resuming {path} at step {trainer.first_step} of {steps}"})
+    if plan.profile and world.first:
+        trainer.profiler = StepProfiler(plan.profile, path, device, report)
     report(
         "start",
         {

@@ -24,6 +24,8 @@ from softclip_cli.training import checkpoint
 from softclip_cli.training.distributed import World, any_process, average_gradients
 from softclip_cli.training.encoder import Encoder
 from softclip_cli.training.optimizer import build_optimizer, learning_rate
+from softclip_cli.training.phases import AVERAGE, DATA_WAIT, GRADIENTS, OPTIMISER, phase
+from softclip_cli.training.profile import StepProfiler
 from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.signals import Wishes, listening
@@ -58,6 +60,7 @@ class Trainer:
         steps: in all.
         world: this process among all.
         report: told of notes, metrics, evaluations and checkpoints as they happen.
+        profiler: times some of the steps, or None.
     """
 
     settings: TrainSettings
@@ -73,6 +76,7 @@ class Trainer:
     steps: int
     world: World = field(default_factory=World)
     report: Report = unheard
+    profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
         named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
@@ -126,6 +130,9 @@ class Trainer:
             except BaseException as error:
                 self._status("failed", f"{type(error).__name__}: {error}")
                 raise
+            finally:
+                if self.profiler is not None:
+                    self.profiler.finish()
         self._status("finished")
 
     def _status(self, state: str, message: str = "") -> None:
@@ -142,8 +149,11 @@ class Trainer:
         losses, waited, began, since = self._zero(), 0.0, time.perf_counter(), self.first_step
         source = self.source(self.first_step, self.steps)
         while self.done < self.steps:
+            if self.profiler is not None:
+                self.profiler.begin(self.done)
             before = time.perf_counter()
-            batch = next(source)
+            with phase(DATA_WAIT):
+                batch = next(source)
             waited += time.perf_counter() - before
             log = (self.done + 1) % every == 0 or self.done + 1 == self.steps
             output = self.step(batch, log)
@@ -154,6 +164,8 @@ class Trainer:
                 seconds = time.perf_counter() - began
                 self._log(losses / (self.done - since), output.diagnostics, self.done - since, seconds, waited)
                 losses, waited, began, since = self._zero(), 0.0, time.perf_counter(), self.done
+            if self.profiler is not None:
+                self.profiler.end()
             evaluated = self.validator is not None and (self.done % evaluate_every == 0 or self.done == self.steps)
             paused = time.perf_counter()
             best = self._evaluate() if evaluated else None
@@ -184,16 +196,19 @@ class Trainer:
             settings.data.micro_batch,
         )
         output = forward_backward(self.encoder, self.objective, batch, context, self.teacher)
-        average_gradients(self.trainable, self.world)
-        if settings.optimizer.clip_norm:
-            self.norm = nn.utils.clip_grad_norm_(self.trainable, settings.optimizer.clip_norm)
-        self.optimizer.step()
-        low, high = self.objective.log_scale_range
-        with torch.no_grad():
-            self.model.net.logit_scale.clamp_(low, high)
-        self.objective.clamp_()
+        with phase(GRADIENTS):
+            average_gradients(self.trainable, self.world)
+        with phase(OPTIMISER):
+            if settings.optimizer.clip_norm:
+                self.norm = nn.utils.clip_grad_norm_(self.trainable, settings.optimizer.clip_norm)
+            self.optimizer.step()
+            low, high = self.objective.log_scale_range
+            with torch.no_grad():
+                self.model.net.logit_scale.clamp_(low, high)
+            self.objective.clamp_()
         if self.ema is not None:
-            self.ema.update(self.encoder.module)
+            with phase(AVERAGE):
+                self.ema.update(self.encoder.module)
         return output
 
     def _note_replaced(self, batch: Batch) -> None:
