@@ -1,8 +1,8 @@
 """Marks in the training step, and the stopwatch that reads them: where the time of a step goes.
 
 A mark is `with phase("loss"):`. Nobody listens in an ordinary step, and then a mark costs half a microsecond (torch's own
-`record_function` costs 18 when no profiler runs). Who listens is one for the process, as with torch's profiler: marks lie in code that does not know
-of any profile.
+`record_function` costs 18 when no profiler runs). Who listens is one for the process, as with torch's profiler: marks lie in code that
+does not know of any profile.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PHASES = (
 _listening: Stopwatch | None = None
 
 
-class phase:  # noqa: N801 (used like a function)
+class phase:
     """A part of the step, as a context manager. A mark inside another one belongs to the outer."""
 
     __slots__ = ("name", "watch")
