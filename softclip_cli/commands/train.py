@@ -91,6 +91,12 @@ def train(
             help="Time N steps part by part, trace some more (profile/trace.json.gz in the run folder), show where the time goes, go on.",
         ),
     ] = 0,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Print what memory, disk and time the run will need, and stop. Nothing is trained."
+        ),
+    ] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print all settings, as TOML, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
@@ -122,11 +128,16 @@ def train(
 
         typer.echo(to_toml(settings), nl=False)
         return
+    if sum((smoke, estimate, bool(profile))) > 1:
+        raise UsageError(
+            "--smoke, --estimate and --profile exclude each other", "each is a run of its own", "give one of them"
+        )
+    if estimate:
+        from softclip_cli.commands.train_estimate import print_estimate
+
+        print_estimate(settings, as_json)
+        return
     if smoke:
-        if profile:
-            raise UsageError(
-                "--profile does not go with --smoke", "a smoke run has two steps", "leave one of them away"
-            )
         run_smoke(settings, recipe, folder, as_json)
         return
     from softclip_cli.training.start import Plan
