@@ -2,10 +2,10 @@
 
     python benchmarks/estimate.py [--quick] [--json FILE] [--models tiny RN50] [--threads N]
 
-Each row is a process of its own, on pairs drawn for it. Memory is the high-water mark of the resident set over building the model and three of the
-trainer's steps, above what was resident before the model was built (Python and its libraries). A step's time is the median of those after the
-first. The time is estimated in the same process right afterwards, so that both see the machine equally busy. --usual prints the estimates for usual
-models and batches instead, and measures nothing.
+Each row is a process of its own, on pairs drawn for it. Memory is the high-water mark of the resident set over building the model and
+four of the trainer's steps, above what was resident before the model was built (Python and its libraries). A step's time is the median
+of those after the first. The time is estimated in the same process right afterwards, so that both see the machine equally busy. --usual
+prints the estimates for usual models and batches instead, and measures nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from softclip_cli.config import build
 from softclip_cli.resources import resident, size
-from softclip_cli.training.estimate import estimate
+from softclip_cli.training.estimate import LOADED_LATER, estimate
 from softclip_cli.training.run_folder import processor_name
 from softclip_cli.training.settings import TrainSettings
 
@@ -59,7 +59,7 @@ def measure(model: str, batch: int, precision: str, corpus: str, folder: Path) -
         times.append(time.perf_counter() - began)
     peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
     expected = estimate(settings)
-    bytes_expected = expected.total - expected.memory["Python and its libraries"]
+    bytes_expected = expected.total - expected.memory["Python and its libraries"] + LOADED_LATER
     seconds = expected.seconds["towers"] + expected.seconds["update"]
     bytes_measured, seconds_measured = peak * 1024 - before, statistics.median(times[1:])
     return {
@@ -88,14 +88,14 @@ def usual(corpus: str) -> list[dict[str, Any]]:
     """Estimates for usual models and batches, bf16, one process; nothing is measured."""
     rows = []
     print(
-        f"{'model':10} {'batch':>5} {'micro':>5} {'GFLOPs a pair':>13} {'state':>9} {'step':>9} {'all':>9} {'checkpoint':>10}"
+        f"{'model':10} {'batch':>5} {'micro':>5} {'GFLOPs a pair':>13} {'state':>9} {'working':>9} {'all':>9} {'checkpoint':>10}"
     )
     for model, batches in USUAL.items():
         for batch in batches:
             for micro in (0, 64):
                 found = estimate(settings_for(model, batch, "bf16", corpus, micro), timed=False)
-                state = sum(found.memory.get(name, 0) for name in ("weights", "optimiser"))
-                step = found.memory["step at its peak"]
+                state = sum(found.memory.get(name, 0) for name in ("weights", "gradients", "optimiser"))
+                step = found.memory["activations and loss"]
                 row = {"model": model, "batch_size": batch, "micro_batch": micro, "flops_a_pair": found.flops / batch}
                 row |= {
                     "state_bytes": state,

@@ -32,9 +32,10 @@ def _render(found: Estimate) -> None:
     run, pairs = found.run, found.run["micro_batch"] or found.run["pairs_a_process"]
     where = f"{run['device']}, {run['precision']}"
     each = "" if run["processes"] == 1 else f" of each of {run['processes']} processes"
-    rows = [(name, size(count), "") for name, count in found.memory.items()]
-    parts = f"activations {size(found.activations)}, {size(found.activations // pairs)} a pair; gradients {size(found.gradients)}"
-    rows = [(name, count, parts if name == "step at its peak" else note) for name, count, note in rows]
+    a_pair = f"{size(found.activations // pairs)} of activations a pair"
+    rows = [
+        (name, size(count), a_pair if name.startswith("activations") else "") for name, count in found.memory.items()
+    ]
     verdict = {None: "", True: "fits", False: "does NOT fit: a smaller --batch-size, --micro-batch, or more processes"}[
         found.fits
     ]

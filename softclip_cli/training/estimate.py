@@ -1,10 +1,11 @@
 """`softclip train --estimate`: memory and time of a run before it is started, without training.
 
-    memory of a process = weights + optimiser + moving average + teacher + the step at its peak + decoded images + batches that wait
+    memory of a process = weights + gradients + optimiser + moving average + teacher + activations and loss
+                          + decoded images + batches that wait + Python and its libraries
     seconds of a step   = the towers' operators, run here one by one + bytes of the update / rate of a copy + decoding
 
-The step at its peak comes from the trainer's own step, run without data (`step_trace`): activations, gradients, the loss's matrices and
-what is there only for a moment. docs/scaling.md compares estimates with measurements.
+Activations come from the trainer's own step, run without data (`step_trace`), with the loss's matrices and what is there only for a
+moment. docs/scaling.md compares estimates with measurements.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ UPDATE_BYTES = {"adamw": 28, "sgd": 20}
 CLIP_BYTES, AVERAGE_BYTES = 12, 12
 STATE_TENSORS = {"adamw": 2, "sgd": 1}
 CALL_SECONDS = 25e-6  # of Python and autograd around an operator, measured with `tiny` on a CPU
+# What is loaded with the first batch and step: tokenizer, pages of the corpus, kernels; measured with `tiny`.
+LOADED_LATER = 170 << 20
 # FLOPs of the step whose operators are run: large enough for typical shapes, small enough to be quick.
 REPLAYED_FLOPS = {"cpu": 3e11, "cuda": 3e13}
 SHARED_BY = (2, 4, 8)
@@ -57,7 +60,6 @@ class Estimate:
         total: of `memory`.
         available: bytes free there now, for all processes on it; None where unknown.
         activations: bytes alive between the forward and the backward pass.
-        gradients: bytes of the gradients; they are part of the step at its peak.
         loss: dense or tiled, and why.
         sharded: processes → bytes of one that holds its share of weights, gradients, optimiser and moving average (`--shard fsdp`).
         checkpoint: bytes of one on the disk (`each`) and of all that stay (`kept`).
@@ -73,7 +75,6 @@ class Estimate:
     total: int
     available: int | None
     activations: int
-    gradients: int
     loss: str
     sharded: dict[int, int]
     checkpoint: dict[str, int]
@@ -247,21 +248,22 @@ class _Work:
         weights = _bytes(net)
         optimizer = 4 * STATE_TENSORS[settings.optimizer.name] * trained
         average = _bytes(self._encoder(self.model).module) if self.choice.teacher == "ema" else 0
+        # Gradients come as activations go, yet memory is needed for both: an allocator does not find room for all of the one in the holes of
+        # the other (measured on a CPU; docs/scaling.md).
+        working = max(trace.activations + self._loss_bytes(self.pairs), trace.peak - trace.gradients)
         needed = {
             "weights": weights,
             "optimiser": optimizer,
             "moving average": average,
             "teacher": _bytes(self.guide.model.net) if self.guide and self.live else 0,
             "queue": _bytes(self.objective),
-            "step at its peak": trace.peak,
+            "gradients": trace.gradients,
+            "activations and loss": working,
         }
         host = self._host()
         gathered = _gathered(net, self.dtype)
         sharded = {
-            count: (weights + optimizer + average + trace.gradients) // count
-            + gathered
-            + needed["teacher"]
-            + max(trace.peak - trace.gradients, trace.activations)
+            count: (weights + optimizer + average + trace.gradients) // count + gathered + needed["teacher"] + working
             for count in sorted({*SHARED_BY, *([self.processes] if self.processes > 1 else [])})
         }
         if self.device.type == "cpu":
@@ -290,7 +292,6 @@ class _Work:
             sum(needed.values()),
             _free(self.device),
             trace.activations,
-            trace.gradients,
             self.plan.reason,
             sharded,
             {"each": each, "kept": each * (settings.checkpoint.keep + 1)},
@@ -304,7 +305,7 @@ class _Work:
     def _host(self) -> dict[str, int]:
         """What lies in the host's memory whatever computes."""
         rows, size = self.data.rows, self.model.preprocess.size
-        libraries = {"Python and its libraries": self.libraries}
+        libraries = {"Python and its libraries": self.libraries + LOADED_LATER}
         if self.frozen:
             image, text = trunk_widths(self.model)
             return {**libraries, "stored features": 4 * (rows * image + self.data.captions * text)}
