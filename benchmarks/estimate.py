@@ -30,7 +30,7 @@ from softclip_cli.training.settings import TrainSettings
 
 CASES = {"tiny": (64, 256), "ViT-S-32-alt": (16, 48), "ViT-B-32": (8, 24), "RN50": (4, 12)}
 USUAL = {"ViT-B-32": (256, 1024), "ViT-B-16": (256, 1024), "ViT-L-14": (64, 256), "RN50": (256, 1024)}
-STEPS = 4
+STEPS = 3
 
 
 def settings_for(model: str, batch: int, precision: str, corpus: str, micro: int = 0) -> TrainSettings:

@@ -248,8 +248,8 @@ class _Work:
         weights = _bytes(net)
         optimizer = 4 * STATE_TENSORS[settings.optimizer.name] * trained
         average = _bytes(self._encoder(self.model).module) if self.choice.teacher == "ema" else 0
-        # Gradients come as activations go, yet memory is needed for both: an allocator does not find room for all of the one in the holes of
-        # the other (measured on a CPU; docs/scaling.md).
+        # Gradients come as activations go, yet memory is needed for both: an allocator does not find room for all of the one in
+        # the holes of the other (measured on a CPU; docs/scaling.md).
         working = max(trace.activations + self._loss_bytes(self.pairs), trace.peak - trace.gradients)
         needed = {
             "weights": weights,
