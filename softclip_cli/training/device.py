@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from softclip_cli.errors import HostError, UsageError
+from softclip_cli.resources import resident
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -47,6 +48,15 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
                 return torch.bfloat16, f"the CPU multiplies bf16 natively ({name})"
         return torch.float32, "the CPU has no bf16 instructions"
     return torch.float32, f"bf16 is not tried on {device.type}"
+
+
+def memory_in_use(device: torch.device) -> dict[str, int]:
+    """MiB for a line of metrics: `memory` that this process holds, and `device_memory`, the most that tensors took on a GPU so far."""
+    held = resident()
+    found = {} if held is None else {"memory": held >> 20}
+    if device.type == "cuda":
+        found["device_memory"] = torch.cuda.max_memory_allocated(device) >> 20
+    return found
 
 
 def cpu_flags() -> set[str]:

@@ -31,6 +31,7 @@ from softclip_cli.training.distributed import World, first_ahead, from_first, jo
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
+from softclip_cli.training.loggers import check_installed, logged
 from softclip_cli.training.profile import StepProfiler, check_length
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
 from softclip_cli.training.settings import DataSettings, TrainSettings
@@ -66,7 +67,7 @@ def train(plan: Plan, report: Report = unheard) -> Path:
     Args:
         plan: settings and place.
         report: told of what happens: kinds "note", "warning", "progress", "start", "metrics", "evaluation", "checkpoint",
-            "profile".
+            "profile", "end".
 
     Raises:
         UsageError, DataError, ModelError, HostError: something does not fit; nothing was started.
@@ -86,8 +87,10 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     path = from_first(plan.out or new_run_path(runs.runs_dir(), settings.objective.name), world)
     check_run_path(path)
     folder = RunFolder(path)
+    check_installed(settings.log.loggers)
     if world.first:
         report = folder.logged(report)
+        report = logged(report, settings.log.loggers, path, settings.model_dump(mode="json"))
     if checkpoint.saved_steps(path / "checkpoints") and plan.resume == "never":
         raise UsageError(
             f"{path} already holds a run", "--resume never was given", "name a new folder: --out runs/NAME"

@@ -21,6 +21,7 @@ from softclip_cli.objectives.embeddings import ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
+from softclip_cli.training.device import memory_in_use
 from softclip_cli.training.distributed import World, any_process, average_gradients
 from softclip_cli.training.encoder import Encoder
 from softclip_cli.training.optimizer import build_optimizer, learning_rate
@@ -138,6 +139,8 @@ class Trainer:
     def _status(self, state: str, message: str = "") -> None:
         if self.world.first:
             self.folder.write_status(state, self.done, self.steps, message)
+            if state != "running":
+                self.report("end", {"state": state, "step": self.done})
 
     def _loop(self, wishes: Wishes) -> None:
         every = self.settings.log.every
@@ -230,6 +233,7 @@ class Trainer:
             "logit_scale": float(self.model.logit_scale.detach()),
             "samples_per_second": round(steps * size / seconds, 2),
             "data_wait": round(waited / seconds, 4),
+            **memory_in_use(self.model.device),
         }
         if self.settings.optimizer.clip_norm:
             entry["grad_norm"] = float(self.norm)
