@@ -84,7 +84,7 @@ class StepProfiler:
             self.first = step + 1
         if self.seen >= WARM_UP + self.wanted:
             if self.tracer is None:
-                os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it would report its start on stderr
+                os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report its start on stderr
                 cuda = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
                 self.tracer = profile(activities=[ProfilerActivity.CPU, *cuda], acc_events=True)
                 self.tracer.start()
