@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._guards import active_fake_mode
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -108,7 +108,11 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        if func is aten.nonzero.default and isinstance(args[0], FakeTensor):
+            # Without data nobody knows which values are not zero: all of them, which is the most there can be.
+            out: Any = args[0].new_zeros((args[0].numel(), args[0].ndim), dtype=torch.int64)
+        else:
+            out = func(*args, **kwargs)
         made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         given = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
         for tensor in made:
@@ -262,7 +266,7 @@ def without_data(model: Model) -> Model:
 
 def trunk_widths(model: Model) -> tuple[int, int]:
     """Widths of the features that both trunks give."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), Counting([]), torch.no_grad():
         hollow, size = without_data(model.eval()), model.preprocess.size
         image = hollow.image_trunk(torch.empty(1, size, size, 3, dtype=torch.uint8))
         text = hollow.text_trunk(torch.zeros(1, 8, dtype=torch.int64))
