@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from softclip_cli.building import build_model
 from softclip_cli.config import build
 from softclip_cli.data.batches import Batch
 from softclip_cli.data.generated.generate import generate_corpus
@@ -108,11 +110,11 @@ def trainer_for(options: argparse.Namespace, corpus: Path, folder: Path, batch: 
 
 
 def of_image_size(trainer: Trainer, size: int) -> None:
-    """Give the trainer's image tower another input size, as open_clip's `force_image_size` does."""
-    import open_clip
-
-    net = open_clip.create_model(trainer.model.reference, force_image_size=size)
-    trainer.model.net.visual = net.visual.to(memory_format=torch.channels_last)
+    """Give the trainer's image tower another input size: the same architecture, untrained."""
+    config = deepcopy(trainer.model.config)
+    config["vision_cfg"]["image_size"] = size
+    other = build_model(config, trainer.model.preprocess.to_open_clip())
+    trainer.model.net.visual = other.net.visual.to(memory_format=torch.channels_last)
     trainer.model.__post_init__()
     trainer.encoder = TowerEncoder(trainer.model, trainer.encoder.dtype)  # type: ignore[union-attr]
     trainer.__post_init__()
