@@ -184,10 +184,12 @@ def test_no_half_checkpoint_when_the_disk_is_full(colour_corpus, tmp_path, monke
     trainer = prepare(Plan(settings(colour_corpus), tmp_path / "run"), World())
     trainer.done = 1
     trainer._save()
+    trainer.writer.finish()
     monkeypatch.setattr("softclip_cli.model.save_file", full)
     trainer.done = 2
+    trainer._save()
     with pytest.raises(HostError, match="could not be written"):
-        trainer._save()
+        trainer.writer.finish()
     assert checkpoint.saved_steps(trainer.checkpoints) == [1]
     assert [entry.name for entry in trainer.checkpoints.iterdir() if "partial" in entry.name] == []
 
@@ -291,10 +293,12 @@ def test_a_folder_that_is_no_run_is_not_touched(colour_corpus, tmp_path):
     assert [entry.name for entry in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run(colour_corpus, tmp_path):
+def test_a_loss_that_stays_no_number_ends_the_run(colour_corpus, tmp_path):
+    """Weights that are no numbers give nothing else any more, and there is no checkpoint from before (see test_skipping.py)."""
     made = settings(colour_corpus, optimizer={"lr": 1e30, "clip_norm": 0})
-    with pytest.raises(TrainingError, match="step"):
+    with pytest.raises(TrainingError, match="step") as ended:
         train(Plan(made, tmp_path / "run"))
+    assert ended.value.exit_code == 6
     assert runs.Run(tmp_path / "run").state == "failed"
 
 

@@ -49,6 +49,12 @@ def train(
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Passes over the data, where --steps is not given.")
     ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            "--max-time", metavar="T", help="Save and end after so long: 30m, 2h, 90s, 1:30:00. --resume goes on."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=2, help="Pairs a step, over all processes: the contrastive batch.")
     ] = None,
@@ -68,6 +74,12 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard", metavar="none|fsdp", help="fsdp: towers in parts on all processes, where they do not fit one."
+        ),
+    ] = None,
     resume: Annotated[
         str,
         typer.Option(
@@ -115,8 +127,10 @@ def train(
         ("schedule", "steps", steps),
         ("schedule", "epochs", epochs),
         ("schedule", "seed", seed),
+        ("schedule", "max_time", max_time),
         ("", "device", device),
         ("", "precision", precision),
+        ("", "shard", shard),
     ):
         if value is not None:
             (chosen.setdefault(section, {}) if section else chosen)[key] = value
@@ -222,7 +236,7 @@ def run_training(plan: Plan, as_json: bool) -> Path:
         return path  # under torchrun the first process writes and speaks
     run = Run(path)
     write_model_card(run)
-    final = run.training[-1]
+    final = run.training[-1] if run.training else {}  # its time was up before the first line
     evaluations = {name: lines[-1] for name, lines in run.evaluations.items()}
     document = {
         "run": str(path),
@@ -234,17 +248,18 @@ def run_training(plan: Plan, as_json: bool) -> Path:
         document["profile"] = view.profile
 
     def render() -> None:
-        rows = [
-            ("run", path),
-            ("steps", final["step"]),
-            ("loss", f"{final['loss']:.3f} (chance {final['chance']:.3f})"),
-        ]
+        done = f"{run.status['step']}" + (f" of {run.status['steps']}" if run.state != "finished" else "")
+        rows = [("run", path), ("steps", done)]
+        if final:
+            rows.append(("loss", f"{final['loss']:.3f} (chance {final['chance']:.3f})"))
         for name, entry in evaluations.items():
             rows += [(f"{name} {key}", f"{value:.2f}") for key, value in entry.items() if isinstance(value, float)]
         console.table("", ("", ""), rows)
 
     console.emit(document, as_json, render)
-    if not as_json:
+    if not as_json and run.state != "finished":
+        console.note(f"next: softclip train --resume {path}")
+    elif not as_json:
         console.note(
             f"next: softclip retrieve --model {path}   ·   softclip eval zeroshot --model {path} --dataset CORPUS"
         )

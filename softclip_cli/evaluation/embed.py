@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -21,12 +22,17 @@ from softclip_cli.data.decode import Preprocess, eval_view
 from softclip_cli.errors import DataError, ModelError, UsageError
 from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.images import ImageSource, as_images
+from softclip_cli.evaluation.spread import Spread
 from softclip_cli.resources import usable_cores
 
 Progress = Callable[[int, int], None]
 Kind = Literal["projected", "trunk"]
 PRECISIONS = ("fp32", "bf16")
 SMALL = 512  # images below which starting worker processes costs more than they save
+
+
+class NotFiniteError(ModelError):
+    """A model gives embeddings that are no numbers."""
 
 
 class EmbeddingModel(Protocol):
@@ -55,12 +61,14 @@ class EmbedOptions:
         workers: decoding processes; None chooses (see `choose_workers`).
         precision: "fp32", or "bf16" for autocast. Embeddings come back as float32 either way.
         cache: where to look for and keep image features; None computes them anew.
+        spread: the processes that share the work, each of which must ask for the same; by default this one works alone.
     """
 
     batch_size: int | None = None
     workers: int | None = None
     precision: str = "fp32"
     cache: FeatureCache | None = None
+    spread: Spread = field(default_factory=Spread)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -154,13 +162,20 @@ def hash64(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def choose_workers(count: int, device: torch.device, asked: int | None = None) -> tuple[int, str]:
-    """How many processes decode, and why."""
+def choose_workers(count: int, device: torch.device, asked: int | None = None, processes: int = 1) -> tuple[int, str]:
+    """How many processes decode, and why.
+
+    Args:
+        count: images to decode.
+        device: of the model.
+        asked: by the user.
+        processes: that share the machine's cores.
+    """
     if asked is not None:
         return asked, "as asked for"
     if count < SMALL:
         return 0, f"{count} images are too few to start processes for"
-    cores = usable_cores()
+    cores = max(1, usable_cores() // processes)
     if sys.platform == "darwin" and device.type == "cpu":
         return 0, "starting processes is slow on macOS and the model needs the cores"
     if device.type == "cpu":
@@ -218,7 +233,8 @@ def embed_images(
     if options.cache is not None and len(source):
         key = _cache_key(model, source, options) | ({"damaged": "skipped"} if skip_damaged else {})
         found = options.cache.load(key)
-        if found is not None and len(found["features"]) == len(source):
+        if options.spread.agreed(found is not None and len(found["features"]) == len(source)):
+            assert found is not None
             trunk = found["features"]
             projected = _project(model, trunk, source, label, options) if "projected" in kinds else None
             if progress is not None:
@@ -278,51 +294,60 @@ def _embed_images(
     skip_damaged: bool,
 ) -> tuple[dict[str, Tensor], np.ndarray]:
     device, total = model.device, len(source)
-    workers, _ = choose_workers(total, device, options.workers)
     batch_size, size = options.images_a_batch(device), model.preprocess.size
+    numbers = options.spread.numbers(math.ceil(total / batch_size))
+    workers, _ = choose_workers(
+        min(total, len(numbers) * batch_size), device, options.workers, options.spread.local_size
+    )
     loader = torch.utils.data.DataLoader(
         Views(source, model.preprocess),
-        batch_size=batch_size,
+        batch_sampler=[list(range(i * batch_size, min((i + 1) * batch_size, total))) for i in numbers],
         num_workers=workers,
         # Each worker keeps two batches ready.
         collate_fn=partial(collate, shared=shared_memory_suffices(2 * workers * batch_size * size * size * 3)),
         pin_memory=device.type == "cuda",
     )
     parts: dict[str, Tensor] = {}
-    hashes = np.empty(total, dtype=np.int64)
-    done = 0
+    hashes = np.zeros(total, dtype=np.int64)
+    problems = options.spread.failures()
     with evaluating(model.net):
-        for pixels, batch_hashes, failures in loader:
+        for number, (pixels, batch_hashes, failures) in zip(numbers, loader, strict=True):
+            first = number * batch_size
             if failures and not skip_damaged:
                 index, what, why = failures[0]
-                raise DataError(
-                    f"{name}: {what}: image {index}, {source.key(index)}",
-                    why,
-                    "replace the file, or remove it from the set",
-                )
+                with problems.kept():
+                    raise DataError(
+                        f"{name}: {what}: image {index}, {source.key(index)}",
+                        why,
+                        "replace the file, or remove it from the set",
+                    )
             with _autocast(device, options.precision):
                 trunk = model.image_trunk(torch.as_tensor(pixels).to(device, non_blocking=True))
                 outputs = {"trunk": trunk}
                 if "projected" in kinds:
                     outputs["projected"] = model.image_head(trunk.contiguous(), normalize=False)
-            stop = done + len(pixels)
+            stop = first + len(pixels)
             for kind in kinds:
                 rows = outputs[kind].float()
                 if kind == "projected":
                     rows = F.normalize(rows, dim=-1)
                 rows = rows.cpu()
-                _check_finite(rows, model, f"{name}, image", partial(_key_after, source, done))
+                with problems.kept():
+                    _check_finite(rows, model, f"{name}, image", partial(_key_after, source, first))
                 for index, _, _ in failures:
-                    rows[index - done] = torch.nan
+                    rows[index - first] = torch.nan
                 # Written into one tensor: a list of batches to concatenate would need the memory twice.
                 if kind not in parts:
-                    parts[kind] = torch.empty(total, rows.shape[1])
-                parts[kind][done:stop] = rows
-            hashes[done:stop] = batch_hashes
-            done = stop
+                    parts[kind] = torch.zeros(total, rows.shape[1])
+                if options.spread.own(number):
+                    parts[kind][first:stop] = rows
+            if options.spread.own(number):
+                hashes[first:stop] = batch_hashes
             if progress is not None:
-                progress(done, total)
-    return parts, hashes
+                progress(min(options.spread.finished(number) * batch_size, total), total)
+    problems.settle()
+    options.spread.together(torch.from_numpy(hashes))
+    return {kind: options.spread.together(rows) for kind, rows in sorted(parts.items())}, hashes
 
 
 def embed_texts(
@@ -347,20 +372,25 @@ def embed_texts(
     unique = list(first)
     order = sorted(range(len(unique)), key=lambda i: len(unique[i]), reverse=True)
     encoded: Tensor | None = None
+    problems = options.spread.failures()
     with evaluating(model.net):
-        for start in range(0, len(order), batch_size):
-            picks = order[start : start + batch_size]
+        for number in options.spread.numbers(math.ceil(len(order) / batch_size)):
+            picks = order[number * batch_size : (number + 1) * batch_size]
             with _autocast(device, options.precision):
                 features = model.encode_text(model.tokenize([unique[i] for i in picks]).to(device), normalize=False)
             features = F.normalize(features.float(), dim=-1).cpu()
-            _check_finite(features, model, "text", partial(_text_of, unique, picks))
+            with problems.kept():
+                _check_finite(features, model, "text", partial(_text_of, unique, picks))
             if encoded is None:
-                encoded = torch.empty(len(unique), features.shape[1])
-            encoded[torch.tensor(picks)] = features
+                encoded = torch.zeros(len(unique), features.shape[1])
+            if options.spread.own(number):
+                encoded[torch.tensor(picks)] = features
             if progress is not None:
-                progress(min(start + batch_size, len(order)), len(order))
+                progress(min(options.spread.finished(number) * batch_size, len(order)), len(order))
     if encoded is None:
         raise UsageError("no texts to embed")
+    problems.settle()
+    options.spread.together(encoded)
     return encoded if len(unique) == len(texts) else encoded[torch.tensor(rows)]
 
 
@@ -376,7 +406,7 @@ def _check_finite(rows: Tensor, model: EmbeddingModel, what: str, key: Callable[
     finite = torch.isfinite(rows).all(dim=1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0, 0])
-        raise ModelError(
+        raise NotFiniteError(
             f"model {model.name or model.reference} gives an embedding that is not a number: {what} {key(row)}",
             f"{int((~finite).sum())} of {len(rows)} embeddings in this batch hold NaN or infinity",
             "the weights are damaged or training diverged: try an earlier checkpoint, or --precision fp32",

@@ -10,6 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.14 renamed them, and warns of the old names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def world_size() -> int:
     """Number of processes; 1 when torch.distributed is not in use."""
@@ -27,7 +31,7 @@ def gather_rows(local: Tensor) -> Tensor:
         return local
     local = local.contiguous()
     everyone = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
-    dist.all_gather_into_tensor(everyone, local)
+    _all_gather(everyone, local)
     return everyone
 
 
@@ -41,7 +45,7 @@ def scatter_sum_rows(partial: Tensor) -> Tensor:
         dist.all_reduce(partial)
         return partial[rank() * count : (rank() + 1) * count]
     own = partial.new_empty((count, *partial.shape[1:]))
-    dist.reduce_scatter_tensor(own, partial.contiguous())
+    _reduce_scatter(own, partial.contiguous())
     return own
 
 
@@ -57,5 +61,13 @@ def log_sum_everywhere(value: Tensor) -> Tensor:
     if world_size() == 1:
         return value
     everyone = value.new_empty((world_size(), *value.shape))
-    dist.all_gather_into_tensor(everyone.view(-1, *value.shape[1:]), value.contiguous())
+    _all_gather(everyone.view(-1, *value.shape[1:]), value.contiguous())
     return torch.logsumexp(everyone, dim=0)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What of a sharded tensor (DTensor) lies on this process, in the same memory; a whole tensor as it is. Call it without gradient.
+
+    For operations on lists of tensors, which take no mixture of sharded and whole ones.
+    """
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]

@@ -32,6 +32,7 @@ class FeatureQueue(nn.Module):
         self.register_buffer("position", torch.zeros(2, dtype=torch.int64))
         # The same two numbers as `position`, at hand without waiting for a device.
         self._next = self._filled = 0
+        self._before: tuple[int, int, Tensor, Tensor, Tensor] | None = None
         self.register_load_state_dict_post_hook(_restore_position)
 
     def images(self) -> Tensor:
@@ -57,11 +58,32 @@ class FeatureQueue(nn.Module):
                 "set objective.queue_size to at least the batch size",
             )
         places = (torch.arange(count, device=self.image.device) + self._next) % self.size
+        self._before = (self._next, self._filled, places, self.image[places], self.text[places])
         self.image[places] = image.to(self.image)
         self.text[places] = text.to(self.text)
         self._next = (self._next + count) % self.size
         self._filled = min(self.size, self._filled + count)
         self.position.copy_(torch.tensor([self._next, self._filled]))
+
+    @torch.no_grad()
+    def take_back(self, where: Tensor | None = None) -> None:
+        """Undo the last `put`.
+
+        Args:
+            where: a bool scalar on the device that says whether to. The host does not know it then, so the places stay taken by what
+                they held before: older pairs, or zeros (at right angles to everything) in a queue that is not full yet.
+        """
+        if self._before is None:
+            return
+        start, filled, places, image, text = self._before
+        self._before = None
+        if where is None:
+            self.image[places], self.text[places] = image, text
+            self._next, self._filled = start, filled
+            self.position.copy_(torch.tensor([start, filled]))
+        else:
+            self.image[places] = torch.where(where, image, self.image[places])
+            self.text[places] = torch.where(where, text, self.text[places])
 
 
 def _restore_position(queue: Any, _: Any) -> None:

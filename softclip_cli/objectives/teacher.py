@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from softclip_cli.objectives.distributed import own_part
+
 
 class EmaTeacher:
     """The exponential moving average of a model, parameters and buffers, kept up to date by foreach operations.
@@ -41,19 +43,33 @@ class EmaTeacher:
         return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move every averaged tensor towards the model's; call it after each optimiser step."""
+    def update(self, model: nn.Module, keep: Tensor | None = None) -> None:
+        """Move every averaged tensor towards the model's; call it after each optimiser step.
+
+        Args:
+            model: the student.
+            keep: a bool scalar on the device: where true nothing moves. (`updates`, which the host counts, goes on.)
+        """
         weight = 1 - self.current_decay()
         self.updates += 1
         averaged, current = [], []
         for mine, theirs, average in zip(_tensors(self.module), _tensors(model), self._averaged, strict=True):
             if average:
-                averaged.append(mine)
-                current.append(theirs.detach().to(mine))
+                averaged.append(own_part(mine))
+                current.append(own_part(theirs.detach()).to(averaged[-1]))
             else:
                 mine.copy_(theirs)
-        if averaged:
+        if averaged and keep is None:
             torch._foreach_lerp_(averaged, current, weight)
+        elif averaged and keep is not None:
+            # A weight that only the device knows; with one tensor for all, these are the operations that stay fused.
+            step = torch._foreach_sub(current, averaged)
+            torch._foreach_mul_(step, torch.where(keep, 0.0, weight).to(step[0]))
+            torch._foreach_add_(averaged, step)
+
+    def counterparts(self, model: nn.Module) -> dict[int, Tensor]:
+        """The averaged tensor of each tensor of `model`, by the `id` of the latter: for reading, without a swap."""
+        return {id(theirs): mine for mine, theirs in zip(_tensors(self.module), _tensors(model), strict=True)}
 
     @contextlib.contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[nn.Module]:

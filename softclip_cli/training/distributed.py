@@ -105,6 +105,15 @@ def from_first(value: Any, world: World) -> Any:
     return box[0]
 
 
+def from_all(value: Any, world: World) -> list[Any]:
+    """Every process's value, in the order of the ranks."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
 def any_process(flag: bool, world: World, device: torch.device) -> bool:
     """Whether the flag is raised on any process, so that all act alike."""
     if world.size == 1:
@@ -112,3 +121,12 @@ def any_process(flag: bool, world: World, device: torch.device) -> bool:
     tensor = torch.tensor([int(flag)], device=device if device.type == "cuda" else "cpu")
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return bool(tensor.item())
+
+
+def largest_everywhere(values: list[int], world: World, device: torch.device) -> list[int]:
+    """The largest of each value over all processes, so that all act alike."""
+    if world.size == 1:
+        return values
+    tensor = torch.tensor(values, device=device if device.type == "cuda" else "cpu")
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()

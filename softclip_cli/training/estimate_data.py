@@ -11,7 +11,7 @@ from softclip_cli.data.sampler import generator
 from softclip_cli.data.sharded.corpus import ShardedSplit
 from softclip_cli.data.text import Tokenize
 from softclip_cli.errors import DataError
-from softclip_cli.evaluation.locate import data_root
+from softclip_cli.evaluation.find import data_root
 from softclip_cli.model import Model
 from softclip_cli.training.frozen_teacher import count_captions
 from softclip_cli.training.run_folder import Report

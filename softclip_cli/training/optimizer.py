@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,17 +15,24 @@ from softclip_cli.training.settings import OptimizerSettings, ScheduleSettings
 def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """AdamW or SGD over the trainable parameters, weight decay only on those of two or more dimensions.
 
-    Norms, biases and the logit scale have fewer dimensions and are left alone (methods.md, `clip`).
+    Norms, biases and the logit scale have fewer dimensions and are left alone (methods.md, `clip`). A group's `places` number its
+    parameters in a checkpoint: first all that decay, then the others, whether sharded or not.
     """
-    trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    decayed = [p for _, p in trainable if p.ndim >= 2]
-    plain = [p for _, p in trainable if p.ndim < 2]
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, settings.weight_decay), (plain, 0.0))
-        if params
-    ]
-    fused = all(p.device.type in ("cpu", "cuda", "mps") for _, p in trainable)
+    trainable = [parameter for _, parameter in named if parameter.requires_grad]
+    decayed = [p for p in trainable if p.ndim >= 2]
+    plain = [p for p in trainable if p.ndim < 2]
+    groups: list[dict[str, Any]] = []
+    first = 0
+    for params, decay in ((decayed, settings.weight_decay), (plain, 0.0)):
+        numbered = list(enumerate(params, first))
+        first += len(params)
+        # Sharded parameters (DTensor) and whole ones cannot share a fused step, so they are in groups of their own.
+        for sharded in (False, True):
+            chosen = [(place, p) for place, p in numbered if hasattr(p, "to_local") == sharded]
+            if chosen:
+                places, parameters = zip(*chosen, strict=True)
+                groups.append({"params": list(parameters), "weight_decay": decay, "places": list(places)})
+    fused = all(p.device.type in ("cpu", "cuda", "mps") for p in trainable)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)

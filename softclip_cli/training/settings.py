@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from softclip_cli.config import Conflict, Section
 from softclip_cli.objectives.settings import ObjectiveSettings, batch_conflicts, merged, presets
+from softclip_cli.training.limits import parse_duration
 
 Towers = tuple[Literal["image", "text"], ...]
 
@@ -70,6 +71,8 @@ class DataSettings(Section):
     """Probability of a horizontal flip; 0 because captions may say left and right."""
     workers: int | None = Field(default=None, ge=0)
     """Processes that decode; unset: chosen, with the reason printed."""
+    max_replaced: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of the images seen that may be damaged (and are replaced); the run ends above it. The first ten never end it."""
     teacher_features: Literal["auto", "stored", "live"] = "auto"
     """A frozen teacher's embeddings. stored: of every image (in the evaluation view) and caption, once, before training;
     live: in each step, of the student's very views; auto: chosen, with the reason printed."""
@@ -96,6 +99,8 @@ class OptimizerSettings(Section):
     """Momentum of SGD."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0: no clipping."""
+    max_skipped: int = Field(default=10, ge=1)
+    """Batches in a row whose loss or gradient is no number (each is skipped), after which the run goes back to a checkpoint."""
 
 
 class ScheduleSettings(Section):
@@ -113,6 +118,15 @@ class ScheduleSettings(Section):
     """Learning rate at the end of the cosine."""
     seed: int = Field(default=0, ge=0)
     """Of the initial weights, the order of the data, the augmentation and the random subsets."""
+    max_time: str = ""
+    """Save and end after so long, counted from the start of the command: 30m, 2h, 90s, 1:30:00; empty: no limit."""
+
+    @field_validator("max_time")
+    @classmethod
+    def _is_duration(cls, value: str) -> str:
+        if value:
+            parse_duration(value)
+        return value
 
 
 class CheckpointSettings(Section):
@@ -122,6 +136,8 @@ class CheckpointSettings(Section):
     """Steps between checkpoints; 0: only at the end."""
     keep: int = Field(default=2, ge=1)
     """How many of the newest stay; the best one stays besides."""
+    max_rollbacks: int = Field(default=2, ge=0)
+    """Times that a run goes back to the same checkpoint before it ends as failed; see optimizer.max_skipped."""
 
 
 class EvalSettings(Section):
@@ -163,6 +179,8 @@ class TrainSettings(Section):
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the towers; losses and similarities are always fp32."""
+    shard: Literal["none", "fsdp"] = "none"
+    """fsdp: weights, gradients and optimiser state of the towers' blocks lie in parts on all processes, for towers that do not fit one."""
 
     def conflicts(self) -> list[Conflict]:
         """What does not go together across sections."""
@@ -179,6 +197,18 @@ class TrainSettings(Section):
                     ("data.micro_batch", "data.batch_size"),
                     f"data.micro_batch ({data.micro_batch}) is larger than data.batch_size ({data.batch_size})",
                 )
+            )
+        if self.shard == "fsdp" and set(self.model.lock) == {"image", "text"}:
+            found.append(
+                Conflict(
+                    ("shard", "model.lock"),
+                    "shard = fsdp shards the blocks of towers that train, but with model.lock = image,text only the projections do, "
+                    "on stored features: set shard = none",
+                )
+            )
+        if self.shard == "fsdp" and self.device == "mps":
+            found.append(
+                Conflict(("shard", "device"), "shard = fsdp needs several devices, and a Mac has one: set shard = none")
             )
         if self.objective.name not in presets():
             return found

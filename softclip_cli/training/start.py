@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit, names_
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.cache import default_folder
 from softclip_cli.evaluation.find import data_root
+from softclip_cli.evaluation.spread import Spread
 from softclip_cli.model import Model
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.settings import advice, resolve
@@ -27,14 +28,16 @@ from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.registry import PairSettings, open_model, parse_reference
 from softclip_cli.training import checkpoint
 from softclip_cli.training.device import choose_device, choose_precision
-from softclip_cli.training.distributed import World, first_ahead, from_first, joined
+from softclip_cli.training.distributed import World, first_ahead, from_all, from_first, joined
 from softclip_cli.training.encoder import Encoder, ProjectionEncoder, Projections, TowerEncoder
 from softclip_cli.training.features import default_options, feature_batches, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
+from softclip_cli.training.limits import TimeLimit
 from softclip_cli.training.loggers import check_installed, logged
 from softclip_cli.training.profile import StepProfiler, check_length
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
 from softclip_cli.training.settings import DataSettings, TrainSettings
+from softclip_cli.training.sharding import shard
 from softclip_cli.training.teachers import AverageTeacher, Teacher
 from softclip_cli.training.trainer import Report, Trainer, unheard
 from softclip_cli.training.validation import Validator
@@ -83,6 +86,7 @@ def train(plan: Plan, report: Report = unheard) -> Path:
 def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     """Open corpus and model, choose device, precision and workers, and find the checkpoint to go on with."""
     settings = plan.settings
+    time_limit = TimeLimit(settings.schedule.max_time)
     # Named after the time, which differs between processes.
     path = from_first(plan.out or new_run_path(runs.runs_dir(), settings.objective.name), world)
     check_run_path(path)
@@ -95,6 +99,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         raise UsageError(
             f"{path} already holds a run", "--resume never was given", "name a new folder: --out runs/NAME"
         )
+    found, problems = checkpoint.to_resume(path / "checkpoints")
 
     device = choose_device(settings.device)
     if device.type == "cuda" and device.index is None:
@@ -107,9 +112,13 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         )
     dtype, why = choose_precision(settings.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-    model = build_model(
-        settings, device
-    )  # before the corpus, which may have to be drawn first: a wrong name is no wait
+    sharded = settings.shard == "fsdp" and world.size > 1
+    if settings.shard != "none" and not sharded:
+        report(
+            "warning", {"text": "shard = fsdp does nothing in one process: torchrun --nproc-per-node N starts several"}
+        )
+    # Before the corpus, which may have to be drawn first: a wrong name is no wait. What is to be sharded need not fit the device.
+    model = build_model(settings, torch.device("cpu") if sharded else device)
     with first_ahead(world):
         corpus = open_corpus(settings, report)
     data = training_split(corpus, settings)
@@ -142,6 +151,10 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
     encoder: Encoder = ProjectionEncoder(Projections(model)) if frozen else TowerEncoder(model, dtype)
     facts = data_facts(corpus, settings, len(data))
     ema, teacher = build_average(objective, encoder)
+    if sharded:
+        parted = shard(model, ema, device=device, dtype=dtype)
+        report("note", {"text": f"sharded over {world.size} processes: {parted}"})
+        teacher = AverageTeacher(encoder.like(ema.module)) if ema is not None else None
     teacher_tokens = None
     if guide is not None:
         resumed = checkpoint.saved_steps(path / "checkpoints")
@@ -185,23 +198,47 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         if device.type == "cpu" and workers and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
         source = partial(_batches, dataset, workers, device.type == "cuda")
+    spread = Spread(world.rank, world.size, world.local_size, device if device.type == "cuda" else torch.device("cpu"))
     validator = Validator.open(
-        model, corpus, settings.eval.split, settings.eval.limit, options, frozen, precision, partial(_progress, report)
+        model,
+        corpus,
+        settings.eval.split,
+        settings.eval.limit,
+        replace(options, spread=spread),
+        frozen,
+        precision,
+        partial(_progress, report),
     )
     if validator is None:
         report("note", {"text": f"no evaluation during training: the corpus has no split {settings.eval.split!r}"})
 
     trainer = Trainer(
-        settings, folder, model, encoder, objective, ema, teacher, sampler, source, validator, steps, world, report
+        settings,
+        folder,
+        model,
+        encoder,
+        objective,
+        ema,
+        teacher,
+        sampler,
+        source,
+        validator,
+        steps,
+        world,
+        report,
+        time_limit,
     )
     if world.first:
         folder.create(settings, environment(str(device), precision, world.size, list(plan.command)), facts)
-    found, problems = checkpoint.newest_intact(path / "checkpoints")
+        checkpoint.remove_unfinished(path / "checkpoints")
     for problem in problems:
         report("warning", {"text": f"checkpoint {problem}; taking an earlier one"})
+    check_same_checkpoint(found, path, world)
     if found is not None:
         trainer.resume(found)
         report("note", {"text": f"resuming {path} at step {trainer.first_step} of {steps}"})
+    elif world.first:
+        folder.truncate_metrics(0)  # of a run that was killed before its first checkpoint
     if plan.profile and world.first:
         trainer.profiler = StepProfiler(plan.profile, path, device, report)
     report(
@@ -219,6 +256,22 @@ def prepare(plan: Plan, world: World, report: Report = unheard) -> Trainer:
         },
     )
     return trainer
+
+
+def check_same_checkpoint(found: Path | None, folder: Path, world: World) -> None:
+    """See that all processes go on from the same step.
+
+    Raises:
+        UsageError: they do not; on every process.
+    """
+    names = from_all(found.name if found else "no checkpoint", world)
+    other = next((rank for rank, name in enumerate(names) if name != names[0]), None)
+    if other is not None:
+        raise UsageError(
+            f"the processes do not see the same checkpoints in {folder}",
+            f"rank 0 sees {names[0]}, rank {other} sees {names[other]}",
+            "put the run folder on a file system that all machines share: --out DIR",
+        )
 
 
 def _progress(report: Report, what: str, done: int, total: int) -> None:

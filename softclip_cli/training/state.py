@@ -14,6 +14,7 @@ from softclip_cli.model import Model
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
+from softclip_cli.training.sharding import all_sharded_like, whole
 
 
 @dataclass
@@ -27,6 +28,7 @@ class TrainingState:
         optimizer: of both.
         ema: the moving average of `module`, or None.
         averaged_model: the averaged weights are what is saved as the model; the student's own lie beside them.
+        keep: whether `tensors` returns anything; another process of a sharded model only gives its parts.
     """
 
     model: Model
@@ -35,19 +37,25 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     ema: EmaTeacher | None = None
     averaged_model: bool = False
+    keep: bool = True
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The files of a checkpoint: name without suffix → its tensors. `model` is what other programs load."""
-        student = self.model.net.state_dict()
+        """The files of a checkpoint: name without suffix → its tensors. `model` is what other programs load.
+
+        They are the live ones, and files may share them: copy them before the next step. Where the model is sharded, every process must
+        call it.
+        """
+        student = whole(self.model.net.state_dict(), self.keep)
         files: dict[str, dict[str, Any]] = {
             "model": student,
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "optimizer": whole(checkpoint.optimizer_tensors(self.optimizer), self.keep),
             "objective": self.objective.state_dict(),
         }
         if self.ema is not None:
-            files["ema_state"] = self.ema.state_dict()
-            with self.ema.swapped_into(self.module):
-                files["ema"] = {name: tensor.clone() for name, tensor in self.model.net.state_dict().items()}
+            files["ema_state"] = whole(self.ema.state_dict(), self.keep)
+            counterparts, own = self.ema.counterparts(self.module), self.model.net.state_dict(keep_vars=True)
+            averaged = {name: counterparts.get(id(tensor), tensor).detach() for name, tensor in own.items()}
+            files["ema"] = whole(averaged, self.keep)
             if self.averaged_model:
                 files["model"], files["student"] = files["ema"], student
         return files
@@ -60,9 +68,10 @@ class TrainingState:
         """
         weights = checkpoint.read_tensors(path, "student") or checkpoint.read_tensors(path, "model")
         try:
-            self.model.net.load_state_dict(weights)
+            self.model.net.load_state_dict(all_sharded_like(weights, self.model.net.state_dict()))
             if self.ema is not None:
-                self.ema.load_state_dict(checkpoint.read_tensors(path, "ema_state"))
+                averaged = checkpoint.read_tensors(path, "ema_state")
+                self.ema.load_state_dict(all_sharded_like(averaged, self.ema.state_dict()))
             self.objective.load_state_dict(checkpoint.read_tensors(path, "objective"))
         except RuntimeError as error:
             raise ModelError(

@@ -78,7 +78,7 @@ class Validator:
         return validator
 
     def __call__(self, encoder: Encoder) -> dict[str, float]:
-        """Recalls as shares and rsum in points, of the weights as they are now."""
+        """Recalls as shares and rsum in points, of the weights as they are now. With `options.spread`, every process must call it."""
         if isinstance(encoder, ProjectionEncoder):
             device = encoder.logit_scale.device
             assert self.image_features is not None and self.text_features is not None
