@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,22 @@ def test_a_missing_package_is_told_before_anything_starts(colour_corpus, tmp_pat
 def test_wandb_offline_goes_on_with_the_same_run(colour_corpus, tmp_path, monkeypatch):
     """Two sittings, one id, and each step once: what lies on the disk is what `wandb sync` would send."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    path = train(Plan(settings(colour_corpus, 4, ["wandb"]), tmp_path / "run"))
+    warned: list[str] = []
+
+    def hear(kind: str, facts: dict[str, Any]) -> None:
+        if kind == "warning" and "wandb" in facts["text"]:
+            warned.append(facts["text"])
+
+    path = train(Plan(settings(colour_corpus, 4, ["wandb"]), tmp_path / "run"), hear)
     (path / "checkpoints" / "step-00000004" / "state.json").write_text("{")
-    train(Plan(settings(colour_corpus, 6, ["wandb"]), tmp_path / "run"))
+    train(Plan(settings(colour_corpus, 6, ["wandb"]), tmp_path / "run"), hear)
+    assert not warned
     sittings = sorted((path / "wandb").glob("offline-run-*"))
     assert len(sittings) == 2
     assert len({folder.name.rsplit("-", 1)[1] for folder in sittings}) == 1
-    steps = [step for folder in sittings for step in logged_steps(folder)]
+    end = time.monotonic() + 20  # a process of wandb's own writes the files
+    while len(steps := [step for folder in sittings for step in logged_steps(folder)]) < 6 and time.monotonic() < end:
+        time.sleep(0.2)
     assert sorted(steps) == [1, 2, 3, 4, 5, 6]
 
 
