@@ -112,7 +112,7 @@ def test_each_does_its_share(found: list[dict[str, Any]]) -> None:
 def test_all_processes_fail_alike(found: list[dict[str, Any]], what: str) -> None:
     """An error in one share ends all of them, with the words of a single process; nobody waits for rows that never come."""
     alone, *several = found
-    assert alone[what][0] == ("DataError" if what == "damaged" else "ModelError")
+    assert alone[what][0] == ("DataError" if what == "damaged" else "NotFiniteError")
     assert all(one[what] == alone[what] for one in several)
 
 
