@@ -1,6 +1,6 @@
 """Cores and memory that this process may use: less than the machine has under an affinity mask or a container's limits.
 
-And numbers of bytes for people."""
+And numbers of bytes and seconds for people."""
 
 from __future__ import annotations
 
@@ -54,6 +54,28 @@ def memory() -> tuple[int | None, int | None]:
         return min(total, limit), min(free, max(limit - used, 0))
     except (OSError, ValueError):
         return total, free
+
+
+def resident() -> int | None:
+    """Bytes of memory that this process holds now (its resident set); None where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: "35 ms", "0.8 s", "4 min 10 s", "2 h 5 min", "3 d 4 h"."""
+    if seconds < 0.1:
+        return f"{seconds * 1e3:.1f} ms" if seconds < 0.01 else f"{seconds * 1e3:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    for unit, name, part, smaller in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // part
+            return f"{whole // unit} {name} {rest} {smaller}" if rest else f"{whole // unit} {name}"
+    raise AssertionError("unreachable")
 
 
 def size(count: int) -> str:

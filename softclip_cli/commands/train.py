@@ -12,7 +12,7 @@ import typer
 
 from softclip_cli import console
 from softclip_cli.console import guarded
-from softclip_cli.errors import SoftclipError
+from softclip_cli.errors import SoftclipError, UsageError
 
 if TYPE_CHECKING:
     from softclip_cli.training.settings import TrainSettings
@@ -94,6 +94,21 @@ def train(
             "--smoke", help="Try the settings: two steps on generated data with random towers, leaving nothing behind."
         ),
     ] = False,
+    profile: Annotated[
+        int,
+        typer.Option(
+            "--profile",
+            metavar="N",
+            min=0,
+            help="Time N steps part by part, trace some more (profile/trace.json.gz in the run folder), show where the time goes, go on.",
+        ),
+    ] = 0,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Print what memory, disk and time the run will need, and stop. Nothing is trained."
+        ),
+    ] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print all settings, as TOML, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
@@ -127,12 +142,21 @@ def train(
 
         typer.echo(to_toml(settings), nl=False)
         return
+    if sum((smoke, estimate, bool(profile))) > 1:
+        raise UsageError(
+            "--smoke, --estimate and --profile exclude each other", "each is a run of its own", "give one of them"
+        )
+    if estimate:
+        from softclip_cli.commands.train_estimate import print_estimate
+
+        print_estimate(settings, as_json)
+        return
     if smoke:
         run_smoke(settings, recipe, folder, as_json)
         return
     from softclip_cli.training.start import Plan
 
-    run_training(Plan(settings, folder, how, tuple(sys.argv), end=end_process), as_json)
+    run_training(Plan(settings, folder, how, tuple(sys.argv), end=end_process, profile=profile), as_json)
 
 
 def _settings(
@@ -146,7 +170,6 @@ def _settings(
     """Settings by their order of strength: default, recipe, file, --set, options. A resumed run's own come first."""
     from softclip_cli import recipes, runs
     from softclip_cli.config import build, parse_set, read_toml
-    from softclip_cli.errors import UsageError
     from softclip_cli.training.settings import TrainSettings
 
     if out is not None and resume not in ("auto", "never"):
@@ -171,7 +194,6 @@ def run_smoke(settings: TrainSettings, recipe: str | None, folder: Path | None, 
     """Try the settings and print what was replaced and what came out."""
     from softclip_cli import recipes
     from softclip_cli.console_training import TrainingView
-    from softclip_cli.errors import UsageError
     from softclip_cli.training.smoke import smoke
 
     if folder is not None:
@@ -229,6 +251,8 @@ def run_training(plan: Plan, as_json: bool) -> Path:
         "final": final,
         "evaluations": evaluations,
     }
+    if view.profile is not None:
+        document["profile"] = view.profile
 
     def render() -> None:
         done = f"{run.status['step']}" + (f" of {run.status['steps']}" if run.state != "finished" else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from softclip_cli.errors import HostError, UsageError
+from softclip_cli.resources import resident
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -60,6 +61,15 @@ def choose_compile(wanted: str, device: torch.device, sharded: bool = False) -> 
     if torch.cuda.get_device_capability(device) < (7, 0):
         return False, "the GPU is too old for Triton"
     return True, "kernels are fused; the first steps take longer"
+
+
+def memory_in_use(device: torch.device) -> dict[str, int]:
+    """MiB for a line of metrics: `memory` that this process holds, and `device_memory`, the most that tensors took on a GPU so far."""
+    held = resident()
+    found = {} if held is None else {"memory": held >> 20}
+    if device.type == "cuda":
+        found["device_memory"] = torch.cuda.max_memory_allocated(device) >> 20
+    return found
 
 
 def cpu_flags() -> set[str]:

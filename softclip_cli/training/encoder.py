@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from softclip_cli.errors import HostError
 from softclip_cli.model import Model
+from softclip_cli.training.phases import IMAGE_TOWER, TEXT_TOWER, phase
 
 
 class TowerEncoder:
@@ -43,7 +44,10 @@ class TowerEncoder:
         """
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             try:
-                v, t = self._image(image), self._text(text)
+                with phase(IMAGE_TOWER):
+                    v = self._image(image)
+                with phase(TEXT_TOWER):
+                    t = self._text(text)
             except RuntimeError as error:
                 if not self.compiled or not _is_of_compiler(error):
                     raise
@@ -110,7 +114,11 @@ class ProjectionEncoder:
 
     def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """float32 (N, image width) and (N, text width) → two float32 (N, embed_dim), L2-normalised."""
-        return self.image(image), self.text(text)
+        with phase(IMAGE_TOWER):
+            v = self.image(image)
+        with phase(TEXT_TOWER):
+            t = self.text(text)
+        return v, t
 
     def image(self, features: Tensor) -> Tensor:
         """float32 (N, image width) → (N, embed_dim), L2-normalised."""

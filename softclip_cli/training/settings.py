@@ -158,6 +158,10 @@ class LogSettings(Section):
 
     every: int = Field(default=20, ge=1)
     """Steps between lines of metrics.jsonl."""
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Who else gets the metrics: tensorboard (event files in the run folder), wandb (offline unless WANDB_MODE says otherwise); extras."""
+
+    _split = field_validator("loggers", mode="before")(split_names)
 
 
 class TrainSettings(Section):

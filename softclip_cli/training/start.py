@@ -35,7 +35,9 @@ from softclip_cli.training.features import default_options, feature_batches, tru
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
 from softclip_cli.training.heartbeat import End, watching
 from softclip_cli.training.limits import TimeLimit
+from softclip_cli.training.loggers import check_installed, logged
 from softclip_cli.training.prefetch import ahead
+from softclip_cli.training.profile import StepProfiler, check_length
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
 from softclip_cli.training.settings import DataSettings, TrainSettings
 from softclip_cli.training.sharding import shard
@@ -55,6 +57,7 @@ class Plan:
         command: the command line, for the record.
         keep_features: keep what frozen trunks and teachers give in the cache, for the next run over the same data.
         end: ends the whole process with an error, where its main thread waits for another process that is gone.
+        profile: steps to time part by part, early in the run; 0: none.
     """
 
     settings: TrainSettings
@@ -63,6 +66,7 @@ class Plan:
     command: tuple[str, ...] = ()
     keep_features: bool = True
     end: End | None = None
+    profile: int = 0
 
 
 def train(plan: Plan, report: Report = unheard) -> Path:
@@ -70,7 +74,8 @@ def train(plan: Plan, report: Report = unheard) -> Path:
 
     Args:
         plan: settings and place.
-        report: told of what happens: kinds "note", "warning", "progress", "start", "metrics", "evaluation", "checkpoint".
+        report: told of what happens: kinds "note", "warning", "progress", "start", "metrics", "evaluation", "checkpoint",
+            "profile", "end".
 
     Raises:
         UsageError, DataError, ModelError, HostError: something does not fit; nothing was started.
@@ -97,8 +102,10 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
     path = from_first(plan.out or new_run_path(runs.runs_dir(), settings.objective.name), world)
     check_run_path(path)
     folder = RunFolder(path)
+    check_installed(settings.log.loggers)
     if world.first:
         report = folder.logged(report)
+        report = logged(report, settings.log.loggers, path, settings.model_dump(mode="json"))
     if checkpoint.saved_steps(path / "checkpoints") and plan.resume == "never":
         raise UsageError(
             f"{path} already holds a run", "--resume never was given", "name a new folder: --out runs/NAME"
@@ -128,6 +135,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
     data = training_split(corpus, settings)
     sampler = build_sampler(data, settings)
     steps = settings.schedule.steps or max(1, round(settings.schedule.epochs * sampler.steps_per_epoch))
+    if plan.profile:
+        check_length(plan.profile, steps - max(checkpoint.saved_steps(path / "checkpoints"), default=0))
 
     for line in model.notes:
         report("note", {"text": line})
@@ -249,6 +258,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
         report("note", {"text": f"resuming {path} at step {trainer.first_step} of {steps}"})
     elif world.first:
         folder.truncate_metrics(0)  # of a run that was killed before its first checkpoint
+    if plan.profile and world.first:
+        trainer.profiler = StepProfiler(plan.profile, path, device, report)
     report(
         "start",
         {

@@ -12,6 +12,7 @@ from softclip_cli.data.batches import Batch
 from softclip_cli.objectives.embeddings import Embeddings, ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.training.encoder import Encoder
+from softclip_cli.training.phases import BACKWARD, LOSS, TEACHER, TO_DEVICE, phase
 from softclip_cli.training.teachers import Teacher
 
 
@@ -55,7 +56,8 @@ def forward_backward(
     Batch normalisation sees micro-batches and so is the one thing that differs.
     """
     size = context.micro_batch
-    batch = batch.to(encoder.logit_scale.device)
+    with phase(TO_DEVICE):
+        batch = batch.to(encoder.logit_scale.device)
     image, text = batch.image, batch.text
     chunks = [slice(i, i + size) for i in range(0, len(image), size)] if size and size < len(image) else [slice(None)]
 
@@ -72,23 +74,27 @@ def forward_backward(
         v, t = (torch.cat(side).requires_grad_() for side in zip(*parts, strict=True))
     taught = None
     if teacher is not None:
-        with torch.no_grad():
+        with phase(TEACHER), torch.no_grad():
             seen = [teacher(batch, chunk) for chunk in chunks]
         seen_image, seen_text = (torch.cat(side) for side in zip(*seen, strict=True))
         taught = Embeddings(seen_image, seen_text, teacher.logit_scale.detach())
-    output = objective(
-        Embeddings(v, t),
-        taught,
-        encoder.logit_scale,
-        context.progress,
-        step=context.step,
-        seed=context.seed,
-        groups=batch.group,
-        diagnostics=context.diagnostics,
-    )
-    output.loss.backward()
+    with phase(LOSS):
+        output = objective(
+            Embeddings(v, t),
+            taught,
+            encoder.logit_scale,
+            context.progress,
+            step=context.step,
+            seed=context.seed,
+            groups=batch.group,
+            diagnostics=context.diagnostics,
+        )
+    with phase(BACKWARD):
+        output.loss.backward()
     if not whole:
         assert v.grad is not None and t.grad is not None
         for i, chunk in enumerate(chunks):
-            torch.autograd.backward(encode(i), (v.grad[chunk], t.grad[chunk]))
+            again = encode(i)
+            with phase(BACKWARD):
+                torch.autograd.backward(again, (v.grad[chunk], t.grad[chunk]))
     return output

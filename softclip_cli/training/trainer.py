@@ -25,6 +25,7 @@ from softclip_cli.objectives.embeddings import ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
+from softclip_cli.training.device import memory_in_use
 from softclip_cli.training.distributed import World, any_process, average_gradients, from_first, largest_everywhere
 from softclip_cli.training.encoder import Encoder
 from softclip_cli.training.guard import Guard, all_finite, gradient_norm
@@ -32,6 +33,8 @@ from softclip_cli.training.heartbeat import Heartbeat
 from softclip_cli.training.interval import Interval
 from softclip_cli.training.limits import Stop, TimeLimit, too_many_replaced
 from softclip_cli.training.optimizer import build_optimizer, learning_rate
+from softclip_cli.training.phases import AVERAGE, DATA_WAIT, GRADIENTS, OPTIMISER, phase
+from softclip_cli.training.profile import StepProfiler
 from softclip_cli.training.rollback import Rollbacks
 from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.saving import CheckpointWriter, Written
@@ -71,6 +74,7 @@ class Trainer:
         report: told of notes, metrics, evaluations and checkpoints as they happen.
         time_limit: after which it saves and ends.
         heartbeat: tells the other processes that this one lives.
+        profiler: times some of the steps, or None.
     """
 
     settings: TrainSettings
@@ -88,6 +92,7 @@ class Trainer:
     report: Report = unheard
     time_limit: TimeLimit = field(default_factory=TimeLimit)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
         named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
@@ -171,6 +176,9 @@ class Trainer:
             except BaseException as error:
                 self._end("failed", f"{type(error).__name__}: {error}")
                 raise
+            finally:
+                if self.profiler is not None:
+                    self.profiler.finish()
         if self.done == self.steps:
             self._status("finished")
 
@@ -184,6 +192,8 @@ class Trainer:
     def _status(self, state: str, message: str = "") -> None:
         if self.world.first:
             self.folder.write_status(state, self.done, self.steps, message)
+            if state != "running":
+                self.report("end", {"state": state, "step": self.done})
 
     def _loop(self, wishes: Wishes) -> None:
         every = self.settings.log.every
@@ -196,8 +206,11 @@ class Trainer:
         source = self._batches()
         while self.done < self.steps:
             self.heartbeat.step = self.done
+            if self.profiler is not None:
+                self.profiler.begin(self.done)
             before = time.perf_counter()
-            batch = next(source)
+            with phase(DATA_WAIT):
+                batch = next(source)
             interval.waited += time.perf_counter() - before
             log = (self.done + 1) % every == 0 or self.done + 1 == self.steps
             output = self.step(batch, log)
@@ -210,6 +223,8 @@ class Trainer:
             if log and not trouble:
                 self._log(interval, output.diagnostics)
                 interval = Interval(self.model.device)
+            if self.profiler is not None:
+                self.profiler.end()
             evaluated = self.validator is not None and (self.done % evaluate_every == 0 or self.done == self.steps)
             paused, best = time.perf_counter(), None
             if evaluated and not trouble:
@@ -258,18 +273,21 @@ class Trainer:
         )
         self.guard.remember()
         output = forward_backward(self.encoder, self.objective, batch, context, self.teacher)
-        average_gradients(self.replicated, self.world)  # FSDP has averaged those of sharded parameters
-        norm = clip_gradients if self.sharded else gradient_norm
-        self.norm = norm(self.trainable, settings.optimizer.clip_norm)
-        if not self.guard.judge(self.done, output.loss, self.norm):
-            return output
-        self.optimizer.step()
-        low, high = self.objective.log_scale_range
-        with torch.no_grad():
-            self.model.net.logit_scale.clamp_(low, high)
-        self.objective.clamp_()
+        with phase(GRADIENTS):
+            average_gradients(self.replicated, self.world)  # FSDP has averaged those of sharded parameters
+        with phase(OPTIMISER):
+            norm = clip_gradients if self.sharded else gradient_norm
+            self.norm = norm(self.trainable, settings.optimizer.clip_norm)
+            if not self.guard.judge(self.done, output.loss, self.norm):
+                return output
+            self.optimizer.step()
+            low, high = self.objective.log_scale_range
+            with torch.no_grad():
+                self.model.net.logit_scale.clamp_(low, high)
+            self.objective.clamp_()
         if self.ema is not None:
-            self.ema.update(self.encoder.module, None if self.guard.waits else self.guard.flag)
+            with phase(AVERAGE):
+                self.ema.update(self.encoder.module, None if self.guard.waits else self.guard.flag)
         return output
 
     def _note_replaced(self, batch: Batch) -> None:
@@ -288,6 +306,7 @@ class Trainer:
             "chance": math.log(size),
             "lr": self.optimizer.param_groups[0]["lr"],
             "logit_scale": float(self.model.logit_scale.detach()),
+            **memory_in_use(self.model.device),
         }
         if self.settings.optimizer.clip_norm:
             entry["grad_norm"] = float(self.norm)
