@@ -36,9 +36,12 @@ def group() -> Iterator[Group]:
     def make(size: int, end: Callable[[SoftclipError], None]) -> list[Heartbeat]:
         store = dist.HashStore()
         made.extend(Heartbeat(World(rank, size), lambda: store, end) for rank in range(size))
-        for one in made:
-            one.start()
-        wait_until(lambda: all(sign.beat for one in made for sign in one.seen))
+        starting = [threading.Thread(target=one.start) for one in made]
+        for thread in starting:
+            thread.start()
+        for thread in starting:
+            thread.join()
+        assert all(sign.beat for one in made for sign in one.seen)
         return made
 
     yield make

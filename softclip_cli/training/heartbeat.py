@@ -96,9 +96,12 @@ class Heartbeat:
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._exchange_all, self._judge)]
 
     def start(self) -> None:
-        """Begin to give signs."""
+        """Begin to give signs, and hear once from everyone: who dies at once is to be named, too."""
         for thread in self._threads:
             thread.start()
+        deadline = time.monotonic() + LOOK
+        while self._ask_all and time.monotonic() < deadline:
+            time.sleep(PERIOD / 20)
 
     def stop(self, why: str, failed: bool) -> None:
         """Say why this process leaves, and be silent."""
@@ -114,7 +117,7 @@ class Heartbeat:
         store = None
         leaving = False
         while not leaving:
-            leaving = self._leaving.wait(PERIOD if self.exchanges else PERIOD / 10)
+            leaving = self._leaving.wait(PERIOD / 10 if self._ask_all and not self._looking else PERIOD)
             try:
                 store = store or self.connect()  # type: ignore[misc]
                 self._exchange(store)
