@@ -18,8 +18,8 @@ from tar_samples import member, put_tar
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.training import checkpoint
 
-# What a clock says is all that may differ between a run and its repetition.
-TIMES = {"samples_per_second", "data_wait"}
+# What is measured of the machine is all that may differ between a run and its repetition: time, and the memory of the process.
+MEASURED = {"samples_per_second", "data_wait", "memory"}
 STEPS = 14  # six an epoch, with a checkpoint every four: kills come before the first one, in the middle of an epoch, in the next
 
 OBJECTIVES = {
@@ -96,7 +96,7 @@ def command(data: Path, model: Path, out: Path, workers: int, objective: str, mi
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     objective: str,
     micro_batch: int,
 ) -> None:
-    """Metrics but for times, and every tensor of the last checkpoint. The run that is not killed decodes by itself."""
+    """Metrics but for the measured ones, and every tensor of the last checkpoint. The run that is not killed decodes by itself."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     rest = objective, micro_batch
     seed = random.randrange(1 << 32)
