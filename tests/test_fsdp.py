@@ -14,8 +14,9 @@ from model_folders import folder_with, small
 from process_group import run_group
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from softclip_cli import runs
+from softclip_cli import blocks, runs, towers
 from softclip_cli.config import build
 from softclip_cli.errors import UsageError
 from softclip_cli.training import checkpoint
@@ -23,6 +24,7 @@ from softclip_cli.training.distributed import World
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.smoke import write_text_tower
 from softclip_cli.training.start import Plan, prepare, train
+from softclip_cli.training.trainer import Trainer
 
 STEPS = 4
 # Each runs in two processes, sharded and not; "model" names a folder made by `everything`.
@@ -70,19 +72,33 @@ def settings(folder: Path, case: str, shard: str, steps: int = STEPS) -> TrainSe
     return build(TrainSettings, base, {"model": model, "objective": objective}, chosen)
 
 
-def run(folder: Path, case: str, shard: str, world: World, out: Path) -> dict[str, Tensor]:
-    """Train, and return the whole gradient of the last step."""
+def run(folder: Path, case: str, shard: str, world: World, out: Path) -> dict[str, dict[str, Tensor]]:
+    """Train, and return the whole gradient of the first and of the last step."""
     trainer = prepare(Plan(settings(folder, case, shard), out), world)
+    update, first = trainer.optimizer.step, {}
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        if not first:
+            first.update(gradients(trainer))
+        return update(*args, **kwargs)
+
+    trainer.optimizer.step = look  # type: ignore[method-assign]
     trainer.run()
+    return {"first": first, "last": gradients(trainer)}
+
+
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """The whole gradient, a copy."""
     named = [*trainer.encoder.module.named_parameters(), *trainer.objective.named_parameters(prefix="objective")]
-    return {
-        name: (g.full_tensor() if hasattr(g := p.grad, "full_tensor") else g) for name, p in named if p.grad is not None
-    }
+    grads = {name: p.grad for name, p in named if p.grad is not None}
+    return {name: (g.full_tensor() if isinstance(g, DTensor) else g).clone() for name, g in grads.items()}
 
 
 def main(rank: int, world: int, folder: Path) -> None:
     """One of the processes: every case sharded and not, then runs that one process has begun."""
     place = World(rank, world, rank, world)
+    # Sharded blocks are called as they are; what is compared with them must be computed in the same way, or it is rounded in another.
+    blocks.poolable = towers.poolable = lambda block: False  # type: ignore[assignment]
     for case in CASES:
         for shard in ("none", "fsdp"):
             found = run(folder, case, shard, place, folder / f"{case}, {shard}")
@@ -140,10 +156,12 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "bf16"])
 def test_sharded_is_unsharded(everything: Path, case: str) -> None:
-    """Gradients after some steps on both processes, the loss and its gradient's norm on the way, evaluations, and all that is saved."""
+    """Gradients on both processes, the loss and its gradient's norm on the way, evaluations, and all that is saved."""
     for rank in range(2):
         one, other = (torch.load(everything / f"{case}, {shard}.{rank}") for shard in ("fsdp", "none"))
-        assert_close(one, other, 1e-5)
+        assert_close(one["first"], other["first"], 1e-5)
+        # Batch statistics in every layer make more of a rounding difference with each step.
+        assert_close(one["last"], other["last"], 1e-4 if case.startswith("resnet") else 1e-5)
     keys = ("step", "loss", "grad_norm", "logit_scale", "rsum", "replaced")
     for one, other in zip(*(lines(everything, f"{case}, {shard}", *keys) for shard in ("fsdp", "none")), strict=True):
         assert one == pytest.approx(other, rel=2e-5)
