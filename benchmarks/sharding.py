@@ -31,7 +31,7 @@ from softclip_cli.training.encoder import TowerEncoder
 from softclip_cli.training.run_folder import RunFolder
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.sharding import shard
-from softclip_cli.training.start import build_model
+from softclip_cli.training.student import build_model
 from softclip_cli.training.trainer import Trainer
 
 WAYS = ("none", "fsdp")

@@ -44,6 +44,16 @@ def together(script: str, world: int, *arguments: str, seconds: float = 240) -> 
             process.kill()
 
 
+@contextmanager
+def gloo(rank: int, world: int, folder: Path) -> Iterator[None]:
+    """In a script that `together` runs: the gloo group of its processes, who meet in a folder."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    yield
+    dist.destroy_process_group()
+
+
 def wait_until(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) -> None:
     """Wait for something that other processes do, who said the things that a failure shows."""
     deadline = time.monotonic() + seconds

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import encoded
 from model_folders import folder_with, small
 from PIL import Image
-from processes import together
+from processes import gloo, together
 from safetensors import safe_open
 from test_objectives_reference import TEACHER_SCALE, reference_loss
 from torch import Tensor
@@ -419,17 +418,16 @@ SHARED_CASES = ("distill live", "distill stored", "cwcl live")
 
 def worker(rank: int, world: int, folder: str, corpus: str, student: str, teacher: str) -> None:
     """One process of a group: train every case."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    done = Path(folder) / "done by the first"
-    with first_ahead(World(rank, world, rank, world)):
-        if rank == 0:
-            time.sleep(0.5)
-            done.touch()
-        assert done.exists()
-    for case in SHARED_CASES:
-        plan = Plan(distributed_settings(case, corpus, student, teacher), Path(folder) / case)
-        prepare(plan, World(rank, world, rank, world)).run()
-    dist.destroy_process_group()
+    with gloo(rank, world, Path(folder)):
+        done = Path(folder) / "done by the first"
+        with first_ahead(World(rank, world, rank, world)):
+            if rank == 0:
+                time.sleep(0.5)
+                done.touch()
+            assert done.exists()
+        for case in SHARED_CASES:
+            plan = Plan(distributed_settings(case, corpus, student, teacher), Path(folder) / case)
+            prepare(plan, World(rank, world, rank, world)).run()
 
 
 def test_two_processes_train_as_one(corpus, folders, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import open_clip
 import pytest
 import torch
 from model_folders import folder_with, small
-from process_group import run_group
+from processes import gloo, together
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -129,7 +130,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, colour_corpus: Path) ->
         for step in checkpoint.saved_steps(begun / "checkpoints"):
             if step > 2:
                 shutil.rmtree(begun / "checkpoints" / checkpoint.folder_name(step))
-    run_group("test_fsdp", 2, folder)
+    together(__file__, 2, str(folder))
     return folder
 
 
@@ -222,3 +223,9 @@ def test_alone_there_is_nothing_to_shard(colour_corpus: Path, tmp_path: Path) ->
     )
     train(Plan(made, tmp_path / "run"), lambda kind, facts: said.append(facts["text"]) if kind == "warning" else None)
     assert any("torchrun" in line for line in said)
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[3])
+    with gloo(int(sys.argv[1]), int(sys.argv[2]), place):
+        main(int(sys.argv[1]), int(sys.argv[2]), place)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from processes import together
+from processes import gloo, together
 from test_objectives_reference import make_settings
 from torch import Tensor, nn
 from torch.nn import functional
@@ -88,11 +88,10 @@ def measure(case: str, rank: int, world: int) -> dict[str, Tensor]:
     return found
 
 
-def worker(rank: int, world: int, meeting: str, out: str) -> None:
+def worker(rank: int, world: int, folder: Path) -> None:
     """One process of a group: measure every case, save what was found."""
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    torch.save({case: measure(case, rank, world) for case in CASES}, f"{out}.{rank}")
-    dist.destroy_process_group()
+    with gloo(rank, world, folder):
+        torch.save({case: measure(case, rank, world) for case in CASES}, folder / f"found.{rank}")
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -101,7 +100,7 @@ def found(
 ) -> list[dict[str, dict[str, Tensor]]]:
     """What each process of a group measured, for all cases in one start."""
     world, folder = request.param, tmp_path_factory.mktemp("group")
-    together(__file__, world, str(folder / "meeting"), str(folder / "found"))
+    together(__file__, world, str(folder))
     return [torch.load(folder / f"found.{rank}") for rank in range(world)]
 
 
@@ -117,4 +116,4 @@ def test_gradient_is_the_single_process_gradient(found: list[dict[str, dict[str,
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

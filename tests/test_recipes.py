@@ -21,7 +21,7 @@ from softclip_cli.objectives.objective import build_objective
 from softclip_cli.objectives.settings import ObjectiveSettings, resolve
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.smoke import smoke_settings
-from softclip_cli.training.start import build_model
+from softclip_cli.training.student import build_model
 
 NAMES = ["ema-kd-rn50-declutr-cc3m", "otter-rn50-declutr-cc3m", "psd-rn50-cc3m", "psd-vit-b32-cc12m"]
 DECLUTR = NAMES[:2]

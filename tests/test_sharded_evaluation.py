@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import encoded
 from model_folders import folder_with, small
-from process_group import run_group
+from processes import gloo, together
 
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.errors import SoftclipError
@@ -86,7 +87,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, colour_corpus: Path) -> list
     folder_with(small("vit"), folder / "model")
     alone = measure(folder, Spread())
     shutil.rmtree(folder / "cache.0")
-    run_group("test_sharded_evaluation", 2, folder)
+    together(__file__, 2, str(folder))
     return [alone, *(torch.load(folder / f"found.{rank}", weights_only=False) for rank in range(2))]
 
 
@@ -125,3 +126,9 @@ def test_shares_cover_everything_once() -> None:
             owned = [n for rank, share in enumerate(shares) for n in share if Spread(rank, size).own(n)]
             assert sorted(owned) == list(range(batches))
             assert all(n < batches for share in shares for n in share)
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[3])
+    with gloo(int(sys.argv[1]), int(sys.argv[2]), place):
+        main(int(sys.argv[1]), int(sys.argv[2]), place)

@@ -22,9 +22,10 @@ from softclip_cli.training.data_verdict import Facts, judge
 from softclip_cli.training.device import choose_device, choose_precision
 from softclip_cli.training.encoder import TowerEncoder
 from softclip_cli.training.optimizer import build_optimizer
+from softclip_cli.training.run_data import training_split
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.start import build_average, build_model, training_split
 from softclip_cli.training.step import StepContext, forward_backward
+from softclip_cli.training.student import build_average, build_model
 
 SAMPLES = 256  # images that decoding is measured on
 LOADING_BATCH = 64  # small enough for several in a short measurement

@@ -31,8 +31,8 @@ from softclip_cli.training.frozen_teacher import Circumstances, FrozenTeacher, c
 from softclip_cli.training.replay import Measured, replay
 from softclip_cli.training.run_folder import Report
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.start import build_model
 from softclip_cli.training.step_trace import Shape, StepTrace, trace_step, trunk_widths, without_data
+from softclip_cli.training.student import build_model
 from softclip_cli.training.teachers import AverageTeacher, LiveTeacher, Teacher
 
 # N×N matrices of a dense loss that are alive at a time (docs/benchmarks.md, loss.py: psd 4.1; ema-kd and otter 7).

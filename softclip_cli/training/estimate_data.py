@@ -14,9 +14,9 @@ from softclip_cli.errors import DataError
 from softclip_cli.evaluation.find import data_root
 from softclip_cli.model import Model
 from softclip_cli.training.frozen_teacher import count_captions
+from softclip_cli.training.run_data import open_corpus, training_split
 from softclip_cli.training.run_folder import Report
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.start import open_corpus, training_split
 
 TOKENISED = 1024  # captions at most, in whose longest a batch's longest is seen
 IMAGES = 64

@@ -13,20 +13,12 @@ import torch
 
 from softclip_cli import runs
 from softclip_cli.data.batches import Batch, StepDataset, batches, choose_workers
-from softclip_cli.data.corpus import Corpus
-from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop
 from softclip_cli.data.sampler import EpochSampler
-from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit, names_shards
 from softclip_cli.data.text import COMPILED_STEP, LENGTH_STEP
-from softclip_cli.errors import DataError, UsageError
-from softclip_cli.evaluation.cache import default_folder
-from softclip_cli.evaluation.find import data_root
+from softclip_cli.errors import UsageError
 from softclip_cli.evaluation.spread import Spread
-from softclip_cli.model import Model
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.settings import advice, resolve
-from softclip_cli.objectives.teacher import EmaTeacher
-from softclip_cli.registry import PairSettings, open_model, parse_reference
 from softclip_cli.training import checkpoint
 from softclip_cli.training.device import choose_compile, choose_device, choose_precision
 from softclip_cli.training.distributed import World, first_ahead, from_all, from_first, joined
@@ -38,10 +30,19 @@ from softclip_cli.training.limits import TimeLimit
 from softclip_cli.training.loggers import check_installed, logged
 from softclip_cli.training.prefetch import ahead
 from softclip_cli.training.profile import StepProfiler, check_length
+from softclip_cli.training.run_data import (
+    build_sampler,
+    data_facts,
+    open_corpus,
+    show_progress,
+    training_split,
+    training_view,
+)
 from softclip_cli.training.run_folder import RunFolder, check_run_path, environment, new_run_path
-from softclip_cli.training.settings import DataSettings, TrainSettings
+from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.sharding import shard
-from softclip_cli.training.teachers import AverageTeacher, Teacher
+from softclip_cli.training.student import build_average, build_model, is_untrained
+from softclip_cli.training.teachers import AverageTeacher
 from softclip_cli.training.trainer import Report, Trainer, unheard
 from softclip_cli.training.validation import Validator
 
@@ -193,7 +194,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
 
     split, options = settings.data.split, default_options(None, settings.data.workers, "fp32", cache=plan.keep_features)
     if frozen:
-        progress = partial(_progress, report)
+        progress = partial(show_progress, report)
         with first_ahead(world):
             store = trunk_features(model, corpus, split, data, options=options, progress=progress)
         source = partial(_features, store, sampler, settings.data.captions, world)
@@ -226,7 +227,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
         replace(options, spread=spread),
         frozen,
         precision,
-        partial(_progress, report),
+        partial(show_progress, report),
     )
     if validator is None:
         report("note", {"text": f"no evaluation during training: the corpus has no split {settings.eval.split!r}"})
@@ -293,10 +294,6 @@ def check_same_checkpoint(found: Path | None, folder: Path, world: World) -> Non
         )
 
 
-def _progress(report: Report, what: str, done: int, total: int) -> None:
-    report("progress", {"what": what, "done": done, "total": total})
-
-
 def _warning(report: Report, text: str) -> None:
     report("warning", {"text": text})
 
@@ -318,122 +315,3 @@ def _batches(
 
 def _features(store: Any, sampler: EpochSampler, how: str, world: World, first: int, last: int) -> Iterator[Batch]:
     return feature_batches(store, sampler, first, last, how, world.rank, world.size)
-
-
-def is_untrained(reference: str) -> bool:
-    """Whether a model starts from scratch (a new embedding), so that the objective sets the first temperature."""
-    parsed = parse_reference(reference)
-    return parsed.kind == "pair" or (parsed.kind == "architecture" and not parsed.weights)
-
-
-def build_model(settings: TrainSettings, device: torch.device) -> Model:
-    """Open the model that is trained, with its trunks locked as asked."""
-    chosen = settings.model
-    pair = PairSettings(
-        embed_dim=chosen.embed_dim,
-        image_projection=chosen.image_projection,
-        text_projection=chosen.text_projection,
-        context_length=chosen.context_length,
-        image_size=chosen.image_size,
-        image_projection_bias=chosen.image_projection_bias,
-        pixel_statistics=chosen.pixel_statistics,
-    )
-    model = open_model(chosen.reference, device=device, pair=pair, seed=settings.schedule.seed)
-    model.net.to(memory_format=torch.channels_last)
-    return model.lock(frozenset(chosen.lock))
-
-
-def training_view(chosen: DataSettings, spec: Preprocess) -> Augment | ResizeCrop | None:
-    """The augmentation that the settings ask for; None for the plain evaluation view.
-
-    Raises:
-        UsageError: images resized to less than what is cropped from them.
-    """
-    if chosen.augment == "none":
-        return None
-    if chosen.augment == "crop":
-        return Augment(chosen.crop_scale, flip=chosen.flip)
-    resize = chosen.resize or round(spec.size * 8 / 7)
-    if resize < spec.size:
-        raise UsageError(
-            f"data.resize ({resize}) is less than the {spec.size} pixels that the model takes",
-            "a crop cannot be larger than the image",
-            f"--set data.resize={round(spec.size * 8 / 7)}",
-        )
-    return ResizeCrop(resize, flip=chosen.flip)
-
-
-def build_average(objective: Objective, encoder: Encoder) -> tuple[EmaTeacher | None, Teacher | None]:
-    """The student's moving average, and the teacher that it is, where the objective asks for one."""
-    if objective.needs_teacher != "ema":
-        return None, None
-    ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
-    return ema, AverageTeacher(encoder.like(ema.module))
-
-
-def build_sampler(data: Any, settings: TrainSettings) -> EpochSampler:
-    """Which samples a step sees: shuffled freely, or in windows where they are read best in stretches."""
-    batch_size, seed = settings.data.batch_size, settings.schedule.seed
-    if isinstance(data, ShardedSplit):
-        return data.sampler(batch_size, seed, settings.data.shuffle_window << 20)
-    return EpochSampler(len(data), batch_size, seed)
-
-
-def open_corpus(settings: TrainSettings, report: Report) -> Corpus | ShardedCorpus:
-    """The corpus or the shards that the settings name, or the generated corpus, made where it is not there yet."""
-    if settings.data.corpus and names_shards(settings.data.corpus):
-        shards = ShardedCorpus.open(
-            settings.data.corpus, default_folder() / "shards", partial(_progress, report, "shards indexed")
-        )
-        for line in shards.notes:
-            report("note", {"text": line})
-        return shards
-    if settings.data.corpus:
-        return Corpus.open(settings.data.corpus)
-    from softclip_cli.data.generated.generate import generate_corpus
-
-    pairs, noise = settings.data.generated_pairs, settings.data.generated_noise
-    out = data_root(None) / f"generated-{pairs}-{noise:g}"
-    if (out / "corpus.json").is_file():
-        report("note", {"text": f"corpus: {out} (generated earlier)"})
-        return Corpus.open(out)
-    report("note", {"text": f"corpus: generating {pairs} pairs with {noise:.0%} noise into {out}"})
-    return generate_corpus(
-        out, pairs=pairs, noise=noise, seed=0, progress=lambda done, total: _progress(report, "scenes", done, total)
-    )
-
-
-def training_split(corpus: Corpus | ShardedCorpus, settings: TrainSettings) -> Any:
-    """The rows to train on.
-
-    Raises:
-        DataError: the split is missing, empty, or has images without captions.
-    """
-    data = corpus.split(settings.data.split)
-    if len(data) == 0:
-        raise DataError(f"split {settings.data.split!r} of {corpus.path} is empty", hint="prepare the corpus again")
-    if settings.data.limit:
-        data = data.select(range(min(settings.data.limit, len(data))))
-    if isinstance(data, ShardedSplit):
-        return data  # what has no caption was left out by the index
-    lengths = data.with_format("arrow")["captions"][:]
-    empty = sum(1 for captions in lengths if not len(captions))
-    if empty:
-        raise DataError(
-            f"{empty:,} of {len(data):,} images in {corpus.path} have no caption",
-            "training needs at least one a picture",
-            'make captions from class names: softclip data prepare ... --caption-template "a photo of a {}"',
-        )
-    return data
-
-
-def data_facts(corpus: Corpus | ShardedCorpus, settings: TrainSettings, rows: int) -> dict[str, Any]:
-    """What data.json says."""
-    return {
-        "corpus": str(corpus.path),
-        "fingerprint": corpus.fingerprint,
-        "split": settings.data.split,
-        "pairs": rows,
-        "splits": corpus.info["splits"],
-        **{key: corpus.info[key] for key in ("generator", "noise", "sources") if key in corpus.info},
-    }
