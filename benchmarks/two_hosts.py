@@ -137,7 +137,7 @@ def metrics(run: Path) -> dict[int, dict[str, float]]:
     """Step → what its line of metrics says, but for what is time."""
     path = run / "metrics.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    timed = ("samples_per_second", "data_wait")
+    timed = ("samples_per_second", "data_wait", "memory")
     return {e["step"]: {k: v for k, v in e.items() if k not in timed} for e in entries if "loss" in e}
 
 
