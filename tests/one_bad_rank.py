@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from softclip_cli.config import build
-from softclip_cli.training import trainer
+from softclip_cli.training import stepper
 from softclip_cli.training.distributed import joined
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.start import Plan, prepare
@@ -33,7 +33,7 @@ SETTINGS = {
 def main(corpus: str, run: Path) -> None:
     """Train; the second process spoils its gradient at the data's positions 2, 5 and 6, and stops after step 7."""
     torch.set_num_threads(1)
-    original = trainer.forward_backward
+    original = stepper.forward_backward
     with joined("cpu") as world:
         made = prepare(Plan(build(TrainSettings, SETTINGS, {"data": {"corpus": corpus}}), run), world)
 
@@ -43,11 +43,11 @@ def main(corpus: str, run: Path) -> None:
                 next(p for p in encoder.module.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
             return output
 
-        trainer.forward_backward = step
+        stepper.forward_backward = step
         made.time_limit.over = lambda: not world.first and made.done == 7  # type: ignore[method-assign]
         made.run()
-        digest = sum(float(p.double().abs().sum()) for p in made.trainable)
-        print(made.done, made.guard.skipped, made.rollbacks.count, made.data_offset, repr(digest))
+        digest = sum(float(p.double().abs().sum()) for p in made.stepper.trainable)
+        print(made.done, made.stepper.guard.skipped, made.rollbacks.count, made.data_offset, repr(digest))
 
 
 if __name__ == "__main__":

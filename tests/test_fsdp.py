@@ -76,14 +76,14 @@ def settings(folder: Path, case: str, shard: str, steps: int = STEPS) -> TrainSe
 def run(folder: Path, case: str, shard: str, world: World, out: Path) -> dict[str, dict[str, Tensor]]:
     """Train, and return the whole gradient of the first and of the last step."""
     trainer = prepare(Plan(settings(folder, case, shard), out), world)
-    update, first = trainer.optimizer.step, {}
+    update, first = trainer.stepper.optimizer.step, {}
 
     def look(*args: Any, **kwargs: Any) -> Any:
         if not first:
             first.update(gradients(trainer))
         return update(*args, **kwargs)
 
-    trainer.optimizer.step = look  # type: ignore[method-assign]
+    trainer.stepper.optimizer.step = look  # type: ignore[method-assign]
     trainer.run()
     return {"first": first, "last": gradients(trainer)}
 

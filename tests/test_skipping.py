@@ -23,7 +23,7 @@ from softclip_cli.data.batches import Batch
 from softclip_cli.errors import TrainingError
 from softclip_cli.objectives.queue import FeatureQueue
 from softclip_cli.objectives.teacher import EmaTeacher
-from softclip_cli.training import checkpoint, trainer
+from softclip_cli.training import checkpoint, stepper
 from softclip_cli.training.distributed import World
 from softclip_cli.training.guard import Guard, all_finite, gradient_norm
 from softclip_cli.training.settings import TrainSettings
@@ -49,7 +49,7 @@ def settings(corpus: Path, **layers: dict) -> TrainSettings:
 def poisoned(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int, int], bool], where: str = "gradient") -> list[int]:
     """Make the steps bad for which bad(step, position in the data) holds; returns the positions seen, as they come."""
     seen: list[int] = []
-    original = trainer.forward_backward
+    original = stepper.forward_backward
 
     def step(encoder: Any, objective: Any, batch: Batch, context: Any, teacher: Any) -> Any:
         output = original(encoder, objective, batch, context, teacher)
@@ -63,7 +63,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int, int], bool], w
                     next(p for p in encoder.module.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
         return output
 
-    monkeypatch.setattr(trainer, "forward_backward", step)
+    monkeypatch.setattr(stepper, "forward_backward", step)
     return seen
 
 
@@ -93,12 +93,12 @@ def test_a_bad_batch_moves_nothing(colour_corpus, tmp_path, monkeypatch, objecti
     before = everything(made)
     made.step(next(source), False)
     after = everything(made)
-    assert made.guard.news() == [3]
+    assert made.stepper.guard.news() == [3]
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     made.done += 1
     made.step(next(source), False)
-    assert made.guard.streak == 0
+    assert made.stepper.guard.streak == 0
     assert any(not torch.equal(after[name], value) for name, value in everything(made).items())
 
 
@@ -113,7 +113,9 @@ def test_a_device_that_is_not_waited_for_skips_the_same(colour_corpus, tmp_path,
                 settings(colour_corpus, objective=objective, optimizer={"name": optimizer}), tmp_path / str(waits)
             )
             made = prepare(plan, World())
-            made.guard = Guard(made.encoder.module, made.objective, made.optimizer, made.model.device, waits=waits)
+            made.stepper.guard = Guard(
+                made.encoder.module, made.objective, made.stepper.optimizer, made.model.device, waits=waits
+            )
             made.model.train()
             poisoned(patched, lambda step, _: step in (0, 3))
             source, before = made.source(0, 5), {}
@@ -127,9 +129,9 @@ def test_a_device_that_is_not_waited_for_skips_the_same(colour_corpus, tmp_path,
                     same = [n for n in before if n in ignored or torch.equal(before[n], after[n])]
                     assert len(same) == len(before)
                 made.done += 1
-            made.guard.settle()
-            assert made.guard.news() == [1, 4]
-            assert made.guard.skipped == 2
+            made.stepper.guard.settle()
+            assert made.stepper.guard.news() == [1, 4]
+            assert made.stepper.guard.skipped == 2
             results.append(made.model.net.state_dict())
     if objective["name"] == "siglip":  # neither a moving average nor a queue, which know a step later
         assert all(torch.allclose(results[0][n], results[1][n], rtol=1e-5, atol=1e-7) for n in results[0])
@@ -286,16 +288,16 @@ def test_a_short_run_that_never_saw_a_number_is_no_success(colour_corpus, tmp_pa
 def test_weights_that_are_no_numbers_are_never_saved(colour_corpus, tmp_path, monkeypatch):
     """A spoilt update at a step that saves: no checkpoint of it, and the run goes back at once instead of skipping on."""
     made = prepare(Plan(settings(colour_corpus), tmp_path / "run"), World())
-    original, spoilt = made.optimizer.step, []
+    original, spoilt = made.stepper.optimizer.step, []
 
     def step() -> None:
         original()
         if made.done == 5 and not spoilt:
             spoilt.append(made.done)
             with torch.no_grad():
-                made.trainable[0].view(-1)[0] = float("inf")
+                made.stepper.trainable[0].view(-1)[0] = float("inf")
 
-    monkeypatch.setattr(made.optimizer, "step", step)
+    monkeypatch.setattr(made.stepper.optimizer, "step", step)
     said: list[str] = []
     made.report = lambda kind, facts: said.append(facts["text"]) if kind == "warning" else None
     made.run()
@@ -309,15 +311,15 @@ def test_weights_that_are_no_numbers_are_never_saved(colour_corpus, tmp_path, mo
 
 def test_a_last_step_that_spoils_the_weights_is_noticed(colour_corpus, tmp_path, monkeypatch):
     made = prepare(Plan(settings(colour_corpus, checkpoint={"every": 0}), tmp_path / "run"), World())
-    original = made.optimizer.step
+    original = made.stepper.optimizer.step
 
     def step() -> None:
         original()
         if made.done == 7:
             with torch.no_grad():
-                made.trainable[0].view(-1)[0] = float("nan")
+                made.stepper.trainable[0].view(-1)[0] = float("nan")
 
-    monkeypatch.setattr(made.optimizer, "step", step)
+    monkeypatch.setattr(made.stepper.optimizer, "step", step)
     with pytest.raises(TrainingError, match="weights are no numbers after step 8"):
         made.run()
 

@@ -16,16 +16,17 @@ from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.decode import Augment, ImageError, open_header
 from softclip_cli.data.rates import decode_rate, loading_rate, read_rate, sample_images, shrink_gain
 from softclip_cli.data.sampler import EpochSampler
+from softclip_cli.model import Model
 from softclip_cli.objectives.objective import build_objective
 from softclip_cli.resources import memory, usable_cores
 from softclip_cli.training.data_verdict import Facts, judge
 from softclip_cli.training.device import choose_device, choose_precision
 from softclip_cli.training.encoder import TowerEncoder
-from softclip_cli.training.optimizer import build_optimizer
 from softclip_cli.training.run_data import training_split
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.step import StepContext, forward_backward
+from softclip_cli.training.stepper import Stepper
 from softclip_cli.training.student import build_average, build_model
+from softclip_cli.training.teachers import AverageTeacher
 
 SAMPLES = 256  # images that decoding is measured on
 LOADING_BATCH = 64  # small enough for several in a short measurement
@@ -79,11 +80,11 @@ def check_data(
         loading[count] = loading_rate(loader, count, seconds)
 
     progress(f"training steps of {batch} pairs")
-    step = _Step(settings, model, dtype)
+    step = _stepper(settings, model, dtype)
     dataset = _dataset(data, batch, spec, augment, model.tokens)
-    alone = _step_rate(step, dataset[0], seconds)
+    alone = _step_rate(step, device, dataset[0], seconds)
     progress("training with this data")
-    fed = _fed_rate(step, dataset, workers, seconds)
+    fed = _fed_rate(step, device, dataset, workers, seconds)
 
     _, free = memory()
     files = sum(Path(file["filename"]).stat().st_size for file in raw.cache_files)
@@ -130,64 +131,56 @@ def _dataset(data: Any, batch: int, spec: Any, augment: Augment, tokens: Any) ->
     return StepDataset(data, EpochSampler(len(data), batch), spec, augment, tokens, keep_bytes=0)
 
 
-class _Step:
-    """The trainer's step, without what it writes."""
-
-    def __init__(self, settings: TrainSettings, model: Any, dtype: torch.dtype) -> None:
-        size = settings.data.batch_size
-        self.settings, self.model = settings, model.train()
-        self.objective = build_objective(settings.objective, embed_dim=model.embed_dim, batch_size=size)
-        self.objective.to(model.device)
-        self.encoder = TowerEncoder(model, dtype)
-        self.ema, self.teacher = build_average(self.objective, self.encoder)
-        named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
-        self.optimizer = build_optimizer(named, settings.optimizer)
-
-    def __call__(self, batch: Batch) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        context = StepContext(0, 0.5, 0, micro_batch=self.settings.data.micro_batch)
-        forward_backward(self.encoder, self.objective, batch, context, self.teacher)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.encoder.module)
-
-    def wait(self) -> None:
-        """Until the device has done what it was told."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
-        elif self.model.device.type == "mps":
-            torch.mps.synchronize()
+def _stepper(settings: TrainSettings, model: Model, dtype: torch.dtype) -> Callable[[Batch], object]:
+    """The trainer's step in the middle of a run, without what the trainer writes."""
+    choice, size = settings.objective, settings.data.batch_size
+    objective = build_objective(choice, embed_dim=model.embed_dim, batch_size=size).to(model.device)
+    encoder = TowerEncoder(model.train(), dtype)
+    ema = build_average(objective, encoder)
+    teacher = AverageTeacher(encoder.like(ema.module)) if ema is not None else None
+    stepper = Stepper(settings, model, encoder, objective, ema, teacher, steps=3)
+    return lambda batch: stepper(1, batch, diagnostics=False)
 
 
-def _step_rate(step: _Step, batch: Batch, seconds: float) -> float:
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _step_rate(step: Callable[[Batch], object], device: torch.device, batch: Batch, seconds: float) -> float:
     """Samples a second when the batch is always there."""
     for _ in range(2):  # the first steps choose kernels and allocate
         step(batch)
-    step.wait()
+    _wait(device)
     began, made = time.perf_counter(), 0
     while made < 2 or time.perf_counter() - began < seconds:
         step(batch)
-        step.wait()
+        _wait(device)
         made += 1
     return made * len(batch.image) / (time.perf_counter() - began)
 
 
-def _fed_rate(step: _Step, dataset: StepDataset, workers: int, seconds: float) -> float:
+def _fed_rate(
+    step: Callable[[Batch], object], device: torch.device, dataset: StepDataset, workers: int, seconds: float
+) -> float:
     """Samples a second of training with the data, as the trainer runs: the batches that were ready at first do not count."""
-    cuda, threads = step.model.device.type == "cuda", torch.get_num_threads()
+    cuda, threads = device.type == "cuda", torch.get_num_threads()
     source = batches(dataset, 0, 1 << 30, workers, cuda)
     try:
-        if step.model.device.type == "cpu" and workers:
+        if device.type == "cpu" and workers:
             torch.set_num_threads(max(1, threads - workers))
         for _ in range(workers + 1):
             step(next(source))
-        step.wait()
+        _wait(device)
         began = time.perf_counter()
         made = 0
         while made < max(2, workers) or time.perf_counter() - began < seconds:
             step(next(source))
             made += 1
-        step.wait()
+        _wait(device)
         return made * dataset.sampler.batch_size / (time.perf_counter() - began)
     finally:
         source.close()  # type: ignore[attr-defined]

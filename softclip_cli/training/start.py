@@ -42,7 +42,7 @@ from softclip_cli.training.run_folder import RunFolder, check_run_path, environm
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.sharding import shard
 from softclip_cli.training.student import build_average, build_model, is_untrained
-from softclip_cli.training.teachers import AverageTeacher
+from softclip_cli.training.teachers import AverageTeacher, Teacher
 from softclip_cli.training.trainer import Report, Trainer, unheard
 from softclip_cli.training.validation import Validator
 
@@ -137,7 +137,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
     sampler = build_sampler(data, settings)
     steps = settings.schedule.steps or max(1, round(settings.schedule.epochs * sampler.steps_per_epoch))
     if plan.profile:
-        check_length(plan.profile, steps - max(checkpoint.saved_steps(path / "checkpoints"), default=0))
+        check_length(plan.profile, steps - (int(checkpoint.read_state(found)["step"]) if found else 0))
 
     for line in model.notes:
         report("note", {"text": line})
@@ -169,14 +169,13 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
         encoder = TowerEncoder(model, dtype, compiled)
         model.tokens.step = COMPILED_STEP if compiled else LENGTH_STEP
     facts = data_facts(corpus, settings, len(data))
-    ema, teacher = build_average(objective, encoder)
+    ema = build_average(objective, encoder)
     if sharded:
         parted = shard(model, ema, device=device, dtype=dtype)
         report("note", {"text": f"sharded over {world.size} processes: {parted}"})
-        teacher = AverageTeacher(encoder.like(ema.module)) if ema is not None else None
+    teacher: Teacher | None = AverageTeacher(encoder.like(ema.module)) if ema is not None else None
     teacher_tokens = None
     if guide is not None:
-        resumed = checkpoint.saved_steps(path / "checkpoints")
         prepared = prepare_teacher(
             FrozenTeacher(guide, objective.needs_teacher_text),
             settings,
@@ -186,7 +185,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
             steps=steps,
             dtype=dtype,
             world=world,
-            before=(runs.Run(path).data.get("teacher") or {}) if resumed else {},
+            before=(runs.Run(path).data.get("teacher") or {}) if found else {},
             keep_features=plan.keep_features,
             report=report,
         )
@@ -272,7 +271,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
             "epochs": round(steps / sampler.steps_per_epoch, 2),
             "objective": settings.objective.name,
             "model": model.name,
-            "trainable": sum(p.numel() for p in trainer.trainable),
+            "trainable": sum(p.numel() for p in trainer.stepper.trainable),
         },
     )
     return trainer

@@ -10,7 +10,6 @@ from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.registry import PairSettings, open_model, parse_reference
 from softclip_cli.training.encoder import Encoder
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.teachers import AverageTeacher, Teacher
 
 
 def is_untrained(reference: str) -> bool:
@@ -36,9 +35,8 @@ def build_model(settings: TrainSettings, device: torch.device) -> Model:
     return model.lock(frozenset(chosen.lock))
 
 
-def build_average(objective: Objective, encoder: Encoder) -> tuple[EmaTeacher | None, Teacher | None]:
-    """The student's moving average, and the teacher that it is, where the objective asks for one."""
+def build_average(objective: Objective, encoder: Encoder) -> EmaTeacher | None:
+    """The student's moving average, where the objective asks for one."""
     if objective.needs_teacher != "ema":
-        return None, None
-    ema = EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)
-    return ema, AverageTeacher(encoder.like(ema.module))
+        return None
+    return EmaTeacher(encoder.module, decay=objective.ema_decay, warmup=objective.ema_warmup)

@@ -11,9 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from softclip_cli.data.batches import Batch
 from softclip_cli.data.sampler import EpochSampler
@@ -26,23 +24,21 @@ from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
 from softclip_cli.training.device import memory_in_use
-from softclip_cli.training.distributed import World, any_process, average_gradients, from_first, largest_everywhere
+from softclip_cli.training.distributed import World, any_process, from_first, largest_everywhere
 from softclip_cli.training.encoder import Encoder
-from softclip_cli.training.guard import Guard, all_finite, gradient_norm
+from softclip_cli.training.guard import all_finite
 from softclip_cli.training.heartbeat import Heartbeat
 from softclip_cli.training.interval import Interval
 from softclip_cli.training.limits import Stop, TimeLimit, too_many_replaced
-from softclip_cli.training.optimizer import build_optimizer, learning_rate
-from softclip_cli.training.phases import AVERAGE, DATA_WAIT, GRADIENTS, OPTIMISER, phase
+from softclip_cli.training.phases import DATA_WAIT, phase
 from softclip_cli.training.profile import StepProfiler
 from softclip_cli.training.rollback import Rollbacks
 from softclip_cli.training.run_folder import Report, RunFolder
 from softclip_cli.training.saving import CheckpointWriter, Written
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.sharding import clip_gradients
 from softclip_cli.training.signals import Wishes, listening
 from softclip_cli.training.state import TrainingState
-from softclip_cli.training.step import StepContext, forward_backward
+from softclip_cli.training.stepper import Stepper
 from softclip_cli.training.teachers import Teacher
 from softclip_cli.training.validation import Validator
 
@@ -95,23 +91,18 @@ class Trainer:
     profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
-        named = [*self.encoder.module.named_parameters(), *self.objective.named_parameters(prefix="objective")]
-        self.trainable: list[nn.Parameter] = [p for _, p in named if p.requires_grad]
-        self.sharded = any(isinstance(p, DTensor) for p in self.trainable)
-        self.replicated = [p for p in self.trainable if not isinstance(p, DTensor)]
-        self.optimizer = build_optimizer(named, self.settings.optimizer)
+        self.stepper = Stepper(
+            self.settings, self.model, self.encoder, self.objective, self.ema, self.teacher, self.steps, self.world
+        )
         self.state = TrainingState(
             self.model,
             self.encoder.module,
             self.objective,
-            self.optimizer,
+            self.stepper.optimizer,
             self.ema,
             averaged_model=self.settings.eval.weights == "ema",
             keep=self.world.first,
         )
-        # A fused step over parts and whole tensors cannot be told on the device to leave itself out.
-        waits = True if self.sharded else None
-        self.guard = Guard(self.encoder.module, self.objective, self.optimizer, self.model.device, waits)
         self.writer = CheckpointWriter(self.checkpoints, self.model, self.settings.checkpoint.keep, self._tell_written)
         self.first_step = self.done = 0
         self.saved = -1  # step of the last checkpoint that was handed to the writer, known to all processes
@@ -141,7 +132,10 @@ class Trainer:
         self.data_offset = int(position.get("data_offset", 0))
         self.rollbacks.count = int(position.get("rollbacks", 0))
         self.rollbacks.last = tuple(position.get("went_back", self.rollbacks.last))
-        self.guard.skipped, self.guard.streak = int(position.get("skipped", 0)), int(position.get("streak", 0))
+        self.stepper.guard.skipped, self.stepper.guard.streak = (
+            int(position.get("skipped", 0)),
+            int(position.get("streak", 0)),
+        )
         self.best = checkpoint.read_best(self.checkpoints)
 
     def _take_up(self, path: Path) -> dict[str, Any]:
@@ -214,11 +208,11 @@ class Trainer:
             interval.waited += time.perf_counter() - before
             log = (self.done + 1) % every == 0 or self.done + 1 == self.steps
             output = self.step(batch, log)
-            interval.add(output.loss.detach(), self.guard.flag)
+            interval.add(output.loss.detach(), self.stepper.guard.flag)
             self.done += 1
             self._note_replaced(batch)
             if log:
-                self.guard.settle()
+                self.stepper.guard.settle()
             trouble = self._diverged()
             if log and not trouble:
                 self._log(interval, output.diagnostics)
@@ -256,39 +250,9 @@ class Trainer:
     def step(self, batch: Batch, diagnostics: bool) -> ObjectiveOutput:
         """Step number `done`: forward, backward, and the update of weights, scales and moving average. `done` stays.
 
-        A batch whose loss or gradient is no number moves nothing (`guard.flag`).
+        A batch whose loss or gradient is no number moves nothing (`stepper.guard.flag`).
         """
-        settings = self.settings
-        rate = learning_rate(self.done, self.steps, settings.optimizer.lr, settings.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        context = StepContext(
-            self.done,
-            self.done / max(1, self.steps - 1),
-            settings.schedule.seed,
-            self.world.rank,
-            diagnostics,
-            settings.data.micro_batch,
-        )
-        self.guard.remember()
-        output = forward_backward(self.encoder, self.objective, batch, context, self.teacher)
-        with phase(GRADIENTS):
-            average_gradients(self.replicated, self.world)  # FSDP has averaged those of sharded parameters
-        with phase(OPTIMISER):
-            norm = clip_gradients if self.sharded else gradient_norm
-            self.norm = norm(self.trainable, settings.optimizer.clip_norm)
-            if not self.guard.judge(self.done, output.loss, self.norm):
-                return output
-            self.optimizer.step()
-            low, high = self.objective.log_scale_range
-            with torch.no_grad():
-                self.model.net.logit_scale.clamp_(low, high)
-            self.objective.clamp_()
-        if self.ema is not None:
-            with phase(AVERAGE):
-                self.ema.update(self.encoder.module, None if self.guard.waits else self.guard.flag)
-        return output
+        return self.stepper(self.done, batch, diagnostics)
 
     def _note_replaced(self, batch: Batch) -> None:
         for row, why in batch.replaced:
@@ -304,17 +268,17 @@ class Trainer:
             "samples": self.done * size,
             **interval.summary(size),
             "chance": math.log(size),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.stepper.optimizer.param_groups[0]["lr"],
             "logit_scale": float(self.model.logit_scale.detach()),
             **memory_in_use(self.model.device),
         }
         if self.settings.optimizer.clip_norm:
-            entry["grad_norm"] = float(self.norm)
+            entry["grad_norm"] = float(self.stepper.norm)
         entry.update({name: float(tensor) for name, tensor in diagnostics.items()})
         entry = {name: value for name, value in entry.items() if math.isfinite(value)}  # a skipped batch has no norm
         counts = {
             "replaced": len(self.replaced),
-            "skipped": self.guard.skipped,
+            "skipped": self.stepper.guard.skipped,
             "rollbacks": self.rollbacks.count,
         }
         entry.update({name: count for name, count in counts.items() if count})
@@ -353,20 +317,20 @@ class Trainer:
 
     def _save(self, best: float | None = None) -> None:
         """Hand a checkpoint to the writer, unless its weights are no numbers: what is on the disk can be gone back to."""
-        if not (self.world.first or self.sharded):
+        if not (self.world.first or self.stepper.sharded):
             return
-        spoilt = not all_finite(self.trainable)
-        if any_process(spoilt, self.world, self.model.device) if self.sharded else spoilt:
+        spoilt = not all_finite(self.stepper.trainable)
+        if any_process(spoilt, self.world, self.model.device) if self.stepper.sharded else spoilt:
             self.report(
                 "warning", {"text": f"the weights are not finite after step {self.done}: no checkpoint of them"}
             )
             return
-        self.guard.settle()
+        self.stepper.guard.settle()
         facts = {
             "steps": self.steps,
             "replaced": self.replaced,
-            "skipped": self.guard.skipped,
-            "streak": self.guard.streak,
+            "skipped": self.stepper.guard.skipped,
+            "streak": self.stepper.guard.streak,
             "rollbacks": self.rollbacks.count,
             "went_back": self.rollbacks.last,
             "data_offset": self.data_offset,
@@ -424,18 +388,18 @@ class Trainer:
 
     def _diverged(self) -> str:
         """What is wrong where skipping has not helped: too many bad batches in a row, or weights that are no numbers; else empty."""
-        for step in self.guard.news():
-            if self.guard.skipped <= MAX_LISTED:
+        for step in self.stepper.guard.news():
+            if self.stepper.guard.skipped <= MAX_LISTED:
                 self.report(
                     "warning", {"text": f"step {step}: the loss or its gradient is no number; the batch is skipped"}
                 )
-        if self.guard.streak >= self.settings.optimizer.max_skipped:
-            return f"loss or gradient were no number for {self.guard.streak} batches in a row, up to step {self.done}"
-        if self.done == self.steps == self.guard.streak:
+        if self.stepper.guard.streak >= self.settings.optimizer.max_skipped:
+            return f"loss or gradient were no number for {self.stepper.guard.streak} batches in a row, up to step {self.done}"
+        if self.done == self.steps == self.stepper.guard.streak:
             return f"loss or gradient were no number for all {self.done} batches"
         # All processes are here together: they skip the same batches.
-        suspect = self.guard.streak == 1 or self.done == self.steps
-        if suspect and any_process(not all_finite(self.trainable), self.world, self.model.device):
+        suspect = self.stepper.guard.streak == 1 or self.done == self.steps
+        if suspect and any_process(not all_finite(self.stepper.trainable), self.world, self.model.device):
             return f"the weights are no numbers after step {self.done}"
         return ""
 
@@ -449,12 +413,12 @@ class Trainer:
         """
         self.writer.finish()
         failed = self.done
-        path, step = self.rollbacks.target(self.checkpoints, trouble, failed - self.guard.streak, self.world)
+        path, step = self.rollbacks.target(self.checkpoints, trouble, failed - self.stepper.guard.streak, self.world)
         self._take_up(path)
         self.data_offset += failed - step
         self.best = checkpoint.read_best(self.checkpoints)
         self.saved = step
-        self.guard.forget()
+        self.stepper.guard.forget()
         self.report(
             "warning",
             {
