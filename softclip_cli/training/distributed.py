@@ -64,7 +64,8 @@ def joined(device: str) -> Iterator[World]:
         store.set_timeout(timedelta(seconds=limit))
         # torchrun keeps its store when it starts the processes again: addresses of the dead ones must not be taken for new ones.
         store = dist.PrefixStore(f"{attempt()}/group", store)
-        backend = "nccl" if cuda else "gloo"
+        # Gloo beside NCCL: what hosts agree on in each step must not wait for their GPUs.
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=limit))
     except RuntimeError as error:  # DistError, or a plain one of gloo's
         raise HostError(
@@ -161,19 +162,15 @@ def from_all(value: Any, world: World) -> list[Any]:
     return values
 
 
-def any_process(flag: bool, world: World, device: torch.device) -> bool:
+def any_process(flag: bool, world: World) -> bool:
     """Whether the flag is raised on any process, so that all act alike."""
-    if world.size == 1:
-        return flag
-    tensor = torch.tensor([int(flag)], device=device if device.type == "cuda" else "cpu")
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return bool(tensor.item())
+    return bool(largest_everywhere([int(flag)], world)[0])
 
 
-def largest_everywhere(values: list[int], world: World, device: torch.device) -> list[int]:
-    """The largest of each value over all processes, so that all act alike."""
+def largest_everywhere(values: list[int], world: World) -> list[int]:
+    """The largest of each value over all processes, so that all act alike. Between hosts: no GPU is waited for."""
     if world.size == 1:
         return values
-    tensor = torch.tensor(values, device=device if device.type == "cuda" else "cpu")
+    tensor = torch.tensor(values)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor.tolist()

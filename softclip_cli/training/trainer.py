@@ -230,9 +230,7 @@ class Trainer:
                 self._go_back(trouble)
                 source, interval = self._batches(), Interval(self.model.device)
                 continue
-            stop, save = largest_everywhere(
-                [self._reason_to_stop(wishes), int(wishes.save)], self.world, self.model.device
-            )
+            stop, save = largest_everywhere([self._reason_to_stop(wishes), int(wishes.save)], self.world)
             # A checkpoint at the end, and where an evaluation says that it is the best so far.
             if self.done % save_every == 0 or self.done == self.steps or best is not None or save:
                 self._save(best)
@@ -320,7 +318,7 @@ class Trainer:
         if not (self.world.first or self.stepper.sharded):
             return
         spoilt = not all_finite(self.stepper.trainable)
-        if any_process(spoilt, self.world, self.model.device) if self.stepper.sharded else spoilt:
+        if any_process(spoilt, self.world) if self.stepper.sharded else spoilt:
             self.report(
                 "warning", {"text": f"the weights are not finite after step {self.done}: no checkpoint of them"}
             )
@@ -399,7 +397,7 @@ class Trainer:
             return f"loss or gradient were no number for all {self.done} batches"
         # All processes are here together: they skip the same batches.
         suspect = self.stepper.guard.streak == 1 or self.done == self.steps
-        if suspect and any_process(not all_finite(self.stepper.trainable), self.world, self.model.device):
+        if suspect and any_process(not all_finite(self.stepper.trainable), self.world):
             return f"the weights are no numbers after step {self.done}"
         return ""
 
