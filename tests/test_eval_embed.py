@@ -16,8 +16,9 @@ from softclip_cli.data.decode import eval_view
 from softclip_cli.errors import DataError, HostError, UsageError
 from softclip_cli.evaluation import embed
 from softclip_cli.evaluation.cache import FeatureCache, default_folder
-from softclip_cli.evaluation.embed import EmbedOptions, choose_workers, collate, embed_images, embed_texts, hash64
+from softclip_cli.evaluation.embed import EmbedOptions, embed_images, embed_texts
 from softclip_cli.evaluation.images import ArrowImages, BytesImages, FileImages, ParquetImages, Subset, as_images
+from softclip_cli.evaluation.views import choose_workers, collate, hash64
 from softclip_cli.model import Model
 
 
