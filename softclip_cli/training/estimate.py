@@ -31,6 +31,7 @@ from softclip_cli.training.frozen_teacher import Circumstances, FrozenTeacher, c
 from softclip_cli.training.replay import Measured, replay
 from softclip_cli.training.run_folder import Report
 from softclip_cli.training.settings import TrainSettings
+from softclip_cli.training.sharding import units
 from softclip_cli.training.step_trace import Shape, StepTrace, trace_step, trunk_widths, without_data
 from softclip_cli.training.student import build_model
 from softclip_cli.training.teachers import AverageTeacher, LiveTeacher, Teacher
@@ -151,9 +152,7 @@ class _Work:
         self.notes += [self.data.note] if self.data.note else []
         self.pairs = max(1, settings.data.batch_size // processes)
         self.micro = settings.data.micro_batch
-        self.steps = settings.schedule.steps or max(
-            1, round(settings.schedule.epochs * (self.data.rows // settings.data.batch_size or 1))
-        )
+        self.steps = settings.schedule.total(self.data.rows // settings.data.batch_size or 1)
         self.guide = FrozenTeacher(guide, self.objective.needs_teacher_text) if guide else None
         self.live = self.guide is not None and self._how_taught(self.guide) == "live"
         self.plan = self._plan()
@@ -330,7 +329,7 @@ class _Work:
         towers, updating = measured.seconds, update * trained / measured.bytes_per_second
         # Without workers the training process decodes; else it waits only for what they cannot deliver in time.
         step = towers + updating + decoding if not workers else max(towers + updating, decoding)
-        every = settings.eval.every or max(1, math.ceil(self.steps / 4))
+        every = settings.eval.interval(self.steps)
         images = self.data.evaluated * (1 + self.steps // every)
         evaluation = images * towers / 3 / self.pairs
         training = self.steps * step
@@ -362,14 +361,10 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _gathered(net: nn.Module, dtype: torch.dtype) -> int:
-    """Weights that a process has whole at a time though all are spread: two neighbouring blocks, and what is in no block."""
-    largest = inside = 0
-    for module in net.modules():
-        if isinstance(module, nn.ModuleList):
-            sizes = [sum(p.numel() for p in block.parameters()) for block in module]
-            largest, inside = max([largest, *sizes]), inside + sum(sizes)
+    """Weights that a process has whole at a time though all are spread: two neighbouring units, and what is in none."""
+    sizes = [sum(p.numel() for p in unit.parameters()) for unit in units(net)]
     whole = sum(p.numel() for p in net.parameters())
-    return dtype.itemsize * (2 * largest + max(whole - inside, 0))
+    return dtype.itemsize * (2 * max(sizes, default=0) + whole - sum(sizes))
 
 
 def _free(device: torch.device) -> int | None:

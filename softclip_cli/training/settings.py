@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -128,6 +129,10 @@ class ScheduleSettings(Section):
             parse_duration(value)
         return value
 
+    def total(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps or max(1, round(self.epochs * steps_per_epoch))
+
 
 class CheckpointSettings(Section):
     """What is kept, and when."""
@@ -151,6 +156,10 @@ class EvalSettings(Section):
     """Images at most."""
     weights: Literal["student", "ema"] = "student"
     """Which weights are evaluated and saved as the model; ema needs the ema teacher."""
+
+    def interval(self, steps: int) -> int:
+        """Steps between evaluations of a run of so many."""
+        return self.every or max(1, math.ceil(steps / 4))
 
 
 class LogSettings(Section):

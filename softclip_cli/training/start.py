@@ -135,7 +135,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
         corpus = open_corpus(settings, report)
     data = training_split(corpus, settings)
     sampler = build_sampler(data, settings)
-    steps = settings.schedule.steps or max(1, round(settings.schedule.epochs * sampler.steps_per_epoch))
+    steps = settings.schedule.total(sampler.steps_per_epoch)
     if plan.profile:
         check_length(plan.profile, steps - (int(checkpoint.read_state(found)["step"]) if found else 0))
 

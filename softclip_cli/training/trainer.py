@@ -191,7 +191,7 @@ class Trainer:
 
     def _loop(self, wishes: Wishes) -> None:
         every = self.settings.log.every
-        evaluate_every = self.settings.eval.every or max(1, math.ceil(self.steps / 4))
+        evaluate_every = self.settings.eval.interval(self.steps)
         save_every = self.settings.checkpoint.every or self.steps
         self.done = self.first_step
         self._status("running")
