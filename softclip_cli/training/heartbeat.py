@@ -214,7 +214,7 @@ class Heartbeat:
             return self._error(
                 f"{where}, at {os.environ.get('MASTER_ADDR')}, cannot be reached; this is step {self.step}",
                 "it was killed or stopped, or its machine or the network is gone",
-                [] if agent_keeps_store() else [self.seen[0]],
+                others,  # nobody can be asked: each speaks for itself
             )
         for accused, what, why in (
             (failed, "failed", failed[0].end if failed else ""),
