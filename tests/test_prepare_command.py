@@ -169,8 +169,11 @@ def test_inspect_of_what_is_no_corpus_is_a_data_error(tmp_path: Path) -> None:
     assert call("inspect", tmp_path / "none").exit_code == 3
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_keeps_what_is_done_and_exits_130(tmp_path: Path, stop: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("stop", "background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_interruption_keeps_what_is_done_and_exits_130(tmp_path: Path, stop: signal.Signals, background: bool) -> None:
+    """Also a script's background job, which ignores Ctrl-C, stops at SIGTERM."""
     for number in range(4000):
         if number == 0:
             put(tmp_path / "s" / "0.png", image_bytes(0, (400, 300), "PNG"))
@@ -183,6 +186,7 @@ def test_interruption_keeps_what_is_done_and_exits_130(tmp_path: Path, stop: sig
     process = subprocess.Popen(
         [*COMMAND, "prepare", str(tmp_path / "s"), str(out / "c"), "-j", "2"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,
     )  # fmt: skip
     deadline = time.monotonic() + 30
     while not (out / ".c.partial" / "progress.json").exists() and time.monotonic() < deadline:

@@ -15,8 +15,15 @@ def termination_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Passed on as Ctrl-C, not turned into its exception: an event loop has its own way of taking that signal.
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def interrupt(*_: object) -> None:
+        # A script's background jobs ignore Ctrl-C, and must heed SIGTERM all the same.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            raise KeyboardInterrupt
+        # Passed on as Ctrl-C, not turned into its exception: an event loop has its own way of taking that signal.
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
