@@ -1,4 +1,8 @@
-"""The catalogue: datasets that softclip knows by name. The facts stand in `catalogue.toml`, read and checked here."""
+"""The catalogue: datasets that softclip knows by name. The facts stand in `catalogue/*.toml`, read and checked here.
+
+An entry is data only: no code asks for a dataset's name. Class names and prompts are never typed there: they are read
+from where an entry says.
+"""
 
 from __future__ import annotations
 
@@ -81,9 +85,15 @@ class Entry(Section):
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """All entries by name, in the order of the file."""
-    text = (resources.files("softclip_cli.evaluation") / "catalogue.toml").read_text(encoding="utf-8")
-    return {name: Entry.model_validate(fields) for name, fields in tomllib.loads(text).items()}
+    """All entries by name, in the order of the files' names and then as each file has them."""
+    entries: dict[str, Entry] = {}
+    folder = resources.files("softclip_cli.evaluation") / "catalogue"
+    for path in sorted((path for path in folder.iterdir() if path.name.endswith(".toml")), key=lambda path: path.name):
+        for name, fields in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            if name in entries:
+                raise ValueError(f"{path.name}: a dataset {name!r} is in the catalogue already")
+            entries[name] = Entry.model_validate(fields)
+    return entries
 
 
 def find_entry(name: str) -> tuple[str, Entry]:
