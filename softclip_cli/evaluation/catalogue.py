@@ -22,7 +22,7 @@ class Entry(Section):
 
     title: str
     """One line for a table."""
-    task: Literal["classification", "retrieval", "ratings"]
+    task: Literal["classification", "multi-label", "retrieval", "ratings"]
     """What it is used for."""
     hub: str = ""
     """Name on the Hugging Face Hub."""
@@ -60,6 +60,12 @@ class Entry(Section):
     """Sources of the class names, the first that has them is taken (see `names.py`)."""
     prompts: list[str] = Field(default_factory=list)
     """Sources of the prompt templates; without any, the generic prompt is used and the result says so."""
+    empty_classes: bool = False
+    """Classes without images are usual: there are many more classes than the test images show."""
+    reference: str | None = None
+    """The set without the shift, for a natural-shift set: its accuracy is the one that this set's is compared with."""
+    reference_subset: str = ""
+    """Which of the reference's classes this set has: `timm:FILE` (a list of indices that timm ships); empty: all."""
     rating_columns: tuple[int, ...] = ()
     """Columns of a file of ratings that are ratings, counted from 0."""
     leave_out_own: bool = False
@@ -68,7 +74,7 @@ class Entry(Section):
     """A caption describes an image if the median of its ratings is at least this."""
     kendall: Literal["b", "c"] = "b"
     """Which of Kendall's coefficients papers report on these ratings."""
-    metric: Literal["top1", "mean_per_class", "recall", "kendall_tau"]
+    metric: Literal["top1", "mean_per_class", "map11", "hit_at_k", "recall", "kendall_tau"]
     """The number that papers report."""
     licence: str = ""
     """Terms of use."""
