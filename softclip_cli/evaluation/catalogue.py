@@ -80,7 +80,8 @@ class Entry(Section):
     reference: str | None = None
     """The set without the shift, for a natural-shift set: its accuracy is the one that this set's is compared with."""
     reference_subset: str = ""
-    """Which of the reference's classes this set has: `timm:FILE` (a list of indices that timm ships); empty: all."""
+    """Which of the reference's classes this set has: `timm:FILE` (indices that timm ships), or `lemmas:FILE` (a JSON file of
+    the set whose values are lemmas of ImageNet's classes); empty: all."""
     rating_columns: tuple[int, ...] = ()
     """Columns of a file of ratings that are ratings, counted from 0."""
     leave_out_own: bool = False

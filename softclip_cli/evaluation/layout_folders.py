@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from softclip_cli.data.sources.walk import is_image_name, walk
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation.images import FileImages
 from softclip_cli.evaluation.layouts import WHOLE, Labelled, Layout, MultiLabelled, Wanted
-from softclip_cli.evaluation.names import read_class_names
+from softclip_cli.evaluation.names import WNID, read_class_names
 
-WNID = re.compile(r"n\d{8}")
 NAMES_FILE = "classnames.txt"
 
 

@@ -134,12 +134,15 @@ def _facts(
             "it is another dataset, or another version of it",
             f"to evaluate it as it is, give the folder itself: --dataset {folder}",
         )
+    ids, own = found.ids, found.names
+    if own is not None and all(names.WNID.fullmatch(name) for name in own):
+        ids, own = own, None  # WordNet ids name nothing by themselves
     class_names, source = names.class_names(
         entry.class_names if entry and not found.names_given else ["dataset"],
-        own=found.names,
+        own=own,
         own_source=found.names_source,
         file=texts.class_names,
-        ids=found.ids,
+        ids=ids,
         subset=names.subset_of_reference(entry) if entry else None,
     )
     if found.prompts is not None and texts.templates is None:

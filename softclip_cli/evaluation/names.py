@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from softclip_cli.errors import DataError
 from softclip_cli.evaluation.catalogue import Entry
 from softclip_cli.evaluation.sets import GENERIC_PROMPTS, GENERIC_SOURCE, check_prompts
 
+WNID = re.compile(r"n\d{8}")
 BENCHMARK_FILES = {"names": "en_classnames.json", "prompts": "en_zeroshot_classification_templates.json"}
 
 
@@ -58,13 +60,36 @@ def timm_lines(name: str) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
 
 
-def subset_of_reference(entry: Entry) -> tuple[int, ...] | None:
-    """Indices of the reference's classes that a shifted set has, ascending; None: all of them, or not known.
+def subset_of_reference(entry: Entry, folder: Path | None = None) -> tuple[int, ...] | None:
+    """Indices of the reference's classes that a shifted set has, ascending.
 
     A shifted set's accuracy is compared with the reference's on these classes alone (Taori et al. 2020).
+
+    Args:
+        entry: of the shifted set.
+        folder: where the set lies, for sets that come with the mapping themselves.
+
+    Returns:
+        The indices; None where it is all of them (`reference_subset` is empty) or where the mapping is not there.
+
+    Raises:
+        DataError: the set's own mapping names what is no class of the reference.
     """
     where, _, name = entry.reference_subset.partition(":")
-    return tuple(sorted(int(line) for line in timm_lines(name))) if where == "timm" else None
+    if where == "timm":
+        return tuple(sorted(int(line) for line in timm_lines(name)))
+    if where != "lemmas" or folder is None or not (folder / name).is_file():
+        return None
+    ids = {synset: index for index, synset in enumerate(timm_lines("imagenet_synsets"))}
+    lemmas = (line.split("\t", 1) for line in timm_lines("imagenet_synset_to_lemma"))
+    numbers = {words: ids[synset] for synset, words in lemmas if synset in ids}
+    named = [words for value in json.loads((folder / name).read_text("utf-8")).values() for words in value.split("; ")]
+    unknown = [words for words in named if words not in numbers]
+    if unknown:
+        raise DataError(
+            f"{folder / name}: {len(unknown):,} of {len(named):,} classes are none of ImageNet's", f"first {unknown[0]!r}"
+        )
+    return tuple(sorted({numbers[words] for words in named}))
 
 
 def from_lemmas(ids: Sequence[str], style: str) -> tuple[str, ...] | None:
