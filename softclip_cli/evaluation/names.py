@@ -87,7 +87,8 @@ def subset_of_reference(entry: Entry, folder: Path | None = None) -> tuple[int, 
     unknown = [words for words in named if words not in numbers]
     if unknown:
         raise DataError(
-            f"{folder / name}: {len(unknown):,} of {len(named):,} classes are none of ImageNet's", f"first {unknown[0]!r}"
+            f"{folder / name}: {len(unknown):,} of {len(named):,} classes are none of ImageNet's",
+            f"first {unknown[0]!r}",
         )
     return tuple(sorted({numbers[words] for words in named}))
 
