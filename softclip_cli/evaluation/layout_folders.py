@@ -126,8 +126,9 @@ def _multi_labelled(folder: Path, split: str, wanted: Wanted) -> MultiLabelled:
 
 def _images(folder: Path, ids: list[str]) -> tuple[list[str], list[int]]:
     names, labels = [], []
+    there = set(subfolders(folder))
     for label, name in enumerate(ids):
-        if (folder / name).is_dir():
+        if name in there:
             for inner, files in walk(folder / name):
                 found = [(inner / file).relative_to(folder).as_posix() for file in files if is_image_name(file)]
                 names += found
