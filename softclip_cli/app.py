@@ -20,6 +20,7 @@ from softclip_cli.commands import (
     recipes,
     report,
     retrieve,
+    robustness,
     runs,
     train,
 )
@@ -53,6 +54,7 @@ def root(
 app.command()(demo.demo)
 app.command()(train.train)
 evaluate.app.command()(alignment.alignment)
+evaluate.app.command()(robustness.robustness)
 app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)
 app.command()(retrieve.retrieve)

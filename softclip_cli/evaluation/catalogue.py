@@ -22,7 +22,7 @@ class Entry(Section):
 
     title: str
     """One line for a table."""
-    task: Literal["classification", "multi-label", "retrieval", "ratings"]
+    task: Literal["classification", "multi-label", "retrieval", "ratings", "composition"]
     """What it is used for."""
     hub: str = ""
     """Name on the Hugging Face Hub."""
@@ -66,6 +66,8 @@ class Entry(Section):
     """The set without the shift, for a natural-shift set: its accuracy is the one that this set's is compared with."""
     reference_subset: str = ""
     """Which of the reference's classes this set has: `timm:FILE` (a list of indices that timm ships); empty: all."""
+    shift_splits: list[str] = Field(default_factory=list)
+    """Splits that show the same classes under a natural shift, where `split` is the one without."""
     rating_columns: tuple[int, ...] = ()
     """Columns of a file of ratings that are ratings, counted from 0."""
     leave_out_own: bool = False
@@ -74,7 +76,7 @@ class Entry(Section):
     """A caption describes an image if the median of its ratings is at least this."""
     kendall: Literal["b", "c"] = "b"
     """Which of Kendall's coefficients papers report on these ratings."""
-    metric: Literal["top1", "mean_per_class", "map11", "hit_at_k", "recall", "kendall_tau"]
+    metric: Literal["top1", "mean_per_class", "map11", "hit_at_k", "recall", "kendall_tau", "accuracy", "group_score"]
     """The number that papers report."""
     licence: str = ""
     """Terms of use."""
