@@ -64,7 +64,10 @@ def robustness(
     corruption_size: Annotated[
         int,
         typer.Option(
-            "--corruption-size", metavar="PIXELS", min=32, help="Side of the crop that is corrupted; ImageNet-C's is 224."
+            "--corruption-size",
+            metavar="PIXELS",
+            min=32,
+            help="Side of the crop that is corrupted; ImageNet-C's is 224.",
         ),
     ] = 224,
     baseline: Annotated[
@@ -248,7 +251,9 @@ def render(documents: list[dict[str, Any]]) -> None:
         render_corruption(documents[0])
         return
     first = documents[0]["protocol"]["reference"]
-    known = [key for key in ("effective_robustness", "relative_robustness") if any(key in d["metrics"] for d in documents)]
+    known = [
+        key for key in ("effective_robustness", "relative_robustness") if any(key in d["metrics"] for d in documents)
+    ]
     columns = ["shifted set", ">images", ">reference top-1", ">95 % interval", ">top-1", ">95 % interval "]
     columns += [">drop"] + [f">{key.replace('_', ' ')} (points)" for key in known]
     rows = []
@@ -267,13 +272,17 @@ def render(documents: list[dict[str, Any]]) -> None:
         if document["protocol"]["reference"]["classes"] != documents[0]["protocol"]["reference"]["classes"]:
             console.note("the reference is cut down to each shifted set's classes")
             break
-    sources = dict.fromkeys(document["protocol"]["line"]["through"] for document in documents if "line" in document["protocol"])
+    sources = dict.fromkeys(
+        document["protocol"]["line"]["through"] for document in documents if "line" in document["protocol"]
+    )
     for source in sources:
         console.note(f"line through standard models: {source}")
     if any(document["details"].get("line", {}).get("extrapolated") for document in documents):
         console.note("the reference accuracy is outside of those of the standard models: their line is extrapolated")
     if not sources:
-        console.note("no effective robustness: no table of standard models for these sets (--baseline, --baseline-table)")
+        console.note(
+            "no effective robustness: no table of standard models for these sets (--baseline, --baseline-table)"
+        )
 
 
 def render_corruption(document: dict[str, Any]) -> None:
@@ -292,7 +301,9 @@ def render_corruption(document: dict[str, Any]) -> None:
         entry = metrics[f"top1_{name}"]
         cells = [f"{100 * values[str(value)]:.2f} %" for value in severities]
         rows.append([name, *cells, shown(entry), interval(entry), share(entry)])
-    rows.append(["all", *[""] * len(severities), shown(metrics["top1"]), interval(metrics["top1"]), share(metrics["top1"])])
+    rows.append(
+        ["all", *[""] * len(severities), shown(metrics["top1"]), interval(metrics["top1"]), share(metrics["top1"])]
+    )
     title = f"{document['model']['name']} on {data['name']}, split {data['split']}: {data['size']:,} images, top-1"
     show_table(title, columns, rows)
     console.note(f"corrupted at {document['protocol']['corrupted_at']}, by {document['protocol']['library']}")

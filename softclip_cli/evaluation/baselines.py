@@ -130,5 +130,7 @@ def document_points(documents: Sequence[dict[str, Any]], reference: str, shift: 
         accuracies = known.setdefault(model, {})
         accuracies[document["dataset"]["fingerprint"]] = top1["value"]
         if document["task"] == "robustness":
-            accuracies[document["protocol"]["reference"]["fingerprint"]] = document["metrics"]["reference_top1"]["value"]
+            accuracies[document["protocol"]["reference"]["fingerprint"]] = document["metrics"]["reference_top1"][
+                "value"
+            ]
     return [Point(names[m], a[reference], a[shift]) for m, a in known.items() if reference in a and shift in a]

@@ -17,6 +17,7 @@ READERS = {
     "multi-label": "multi_labelled",
     "retrieval": "captioned",
     "ratings": "rated",
+    "composition": "composed",
 }  # task → the field of `Layout`
 WHOLE = ""  # the split of a layout that has none
 
@@ -112,6 +113,25 @@ class Rated:
 
 
 @dataclass(frozen=True)
+class Contrasted:
+    """What a reader found: images with a true caption and captions made false; see `sets.CompositionSet`."""
+
+    images: ImageSource
+    captions: list[str]
+    negatives: list[list[str]]
+    edits: list[str]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What a reader found: pairs of images with pairs of captions; see `sets.PairedSet`."""
+
+    images: ImageSource
+    captions: list[str]
+    tags: list[str]
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way in which a dataset may lie in a folder.
 
@@ -120,7 +140,7 @@ class Layout:
         shape: what the folder looks like, for messages and docs.
         splits: folder → names of its splits (`[""]`: it has none), or None when the folder is not of this layout.
             With `shallow`, files below unrelated subfolders do not count.
-        labelled, captioned, rated, multi_labelled: (folder, one of the splits, Wanted) → what is there; None where the
+        labelled, captioned, rated, multi_labelled, composed: (folder, one of the splits, Wanted) → what is there; None where the
             layout cannot hold it.
     """
 
@@ -131,20 +151,32 @@ class Layout:
     captioned: Callable[[Path, str, Wanted], Captioned] | None = None
     rated: Callable[[Path, str, Wanted], Rated] | None = None
     multi_labelled: Callable[[Path, str, Wanted], MultiLabelled] | None = None
+    composed: Callable[[Path, str, Wanted], Contrasted | Paired] | None = None
 
     def reads(self, task: str) -> bool:
-        """Whether it can hold a set of this kind: "classification", "multi-label", "retrieval" or "ratings"."""
+        """Whether it can hold a set of this kind: "classification", "multi-label", "retrieval", "ratings" or "composition"."""
         return getattr(self, READERS[task]) is not None
 
 
 def all_layouts() -> dict[str, Layout]:
     """Every layout by name, in the order in which a folder is tried."""
     from softclip_cli.evaluation.layout_captions import FLICKR_CAPTIONS, KARPATHY
+    from softclip_cli.evaluation.layout_composition import SUGARCREPE, WINOGROUND
     from softclip_cli.evaluation.layout_folders import CLASS_FOLDERS
     from softclip_cli.evaluation.layout_tables import CORPUS, DATASETS, HUB_PARQUET
     from softclip_cli.evaluation.ratings import FLICKR_RATINGS
 
-    known = (CORPUS, DATASETS, HUB_PARQUET, KARPATHY, FLICKR_CAPTIONS, FLICKR_RATINGS, CLASS_FOLDERS)
+    known = (
+        CORPUS,
+        DATASETS,
+        HUB_PARQUET,
+        KARPATHY,
+        FLICKR_CAPTIONS,
+        FLICKR_RATINGS,
+        SUGARCREPE,
+        WINOGROUND,
+        CLASS_FOLDERS,
+    )
     return {layout.name: layout for layout in known}
 
 

@@ -15,8 +15,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TICKS = (0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5)
-FINE_TICKS = (0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 12, 15, *range(20, 100, 5), 97, 98, 99, 99.5)  # where few of the others fit
+FINE_TICKS = (
+    0.5,
+    1,
+    1.5,
+    2,
+    3,
+    4,
+    5,
+    7,
+    10,
+    12,
+    15,
+    *range(20, 100, 5),
+    97,
+    98,
+    99,
+    99.5,
+)  # where few of the others fit
 COLUMNS = 3
+MARKERS = ("o", "s", "D", "^", "v", "P")
 SUFFIXES = (".png", ".svg", ".pdf")
 STANDARD, MODEL, EQUAL = "#6b7280", "#c2410c", "#9ca3af"
 LEAST, MOST = 0.002, 0.998  # accuracies outside are drawn at these: their logits leave the paper
@@ -78,9 +96,9 @@ def _draw(panel: Axes, group: Sequence[dict[str, Any]]) -> None:
     shares = np.linspace(low, high, 200)
     panel.plot(shares, shares, color=EQUAL, linestyle=":", linewidth=1.2, label="y = x")
     if line:
-        panel.scatter(
-            *_place(standard).T, s=14, color=STANDARD, alpha=0.7, linewidths=0, label=f"{len(standard)} standard models"
-        )
+        across, up = _place(standard).T
+        label = f"{len(standard)} standard models"
+        panel.scatter(across, up, s=14, color=STANDARD, alpha=0.7, linewidths=0, label=label)
         panel.plot(
             shares, line["slope"] * shares + line["intercept"], color=STANDARD, linewidth=1.4, label="their line"
         )
@@ -89,10 +107,19 @@ def _draw(panel: Axes, group: Sequence[dict[str, Any]]) -> None:
         for key, value in zip(("reference_top1", "top1"), point, strict=True):
             ends = (document["metrics"][key]["low"], document["metrics"][key]["high"])
             errors.append(np.abs(_place(np.array(ends)) - _place(value))[:, None])
+        across, up = _place(point)
         panel.errorbar(
-            *_place(point), xerr=errors[0], yerr=errors[1], fmt="osD^vP"[number % 6], color=MODEL, capsize=2.5, markersize=5,
-            elinewidth=1, label=document["model"]["name"],
-        )  # fmt: skip
+            across,
+            up,
+            xerr=errors[0],
+            yerr=errors[1],
+            fmt=MARKERS[number % len(MARKERS)],
+            color=MODEL,
+            capsize=2.5,
+            markersize=5,
+            elinewidth=1,
+            label=document["model"]["name"],
+        )
     first = group[0]
     data, reference = first["dataset"], first["protocol"]["reference"]
     same = data["name"] == reference["name"]
