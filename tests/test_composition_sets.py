@@ -202,7 +202,7 @@ def test_an_incomplete_winoground_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="4 pairs where it has 400"):
         composition_set("winoground", root=tmp_path)
     (tmp_path / "winoground" / "data" / "images" / "ex_2_img_1.png").unlink()
-    with pytest.raises(DataError, match="ex_2_img_1|does not match"):
+    with pytest.raises(DataError, match="does not match the images"):
         composition_set(str(tmp_path / "winoground"))
 
 
