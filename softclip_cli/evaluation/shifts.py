@@ -68,40 +68,57 @@ def open_shifts(
     root: Path | None = None,
     texts: Texts | None = None,
 ) -> list[Shifted]:
-    """Open shifted sets; each gets the reference's prompts and class names, so that one classifier is judged on both.
+    """Open shifted sets; each gets the reference's prompts and, where the classes are the same, its class names.
+
+    So one classifier is judged on both.
 
     Raises:
         DataError: one cannot be opened, or has a class that the reference lacks.
     """
     class_names = require_class_names(reference)
-    base, _ = parse_dataset(reference_name)
     opened = []
     for name in names:
         data = classification_set(name, root=root, texts=texts)
-        classes = _classes(reference, class_names, base, name, data)
-        kept = class_names if classes is None else tuple(class_names[index] for index in classes)
-        same = replace(
-            data,
-            class_names=kept,
-            class_names_source=f"{reference.class_names_source} (the reference's)",
-            prompts=reference.prompts,
-            prompts_source=f"{reference.prompts_source} (the reference's)",
-        )
-        opened.append(Shifted(same, classes))
+        data = replace(data, prompts=reference.prompts, prompts_source=f"{reference.prompts_source} (the reference's)")
+        classes, same = _catalogued(reference_name, name, data) or (_by_name(reference, class_names, data), True)
+        if same:
+            kept = class_names if classes is None else tuple(class_names[index] for index in classes)
+            data = replace(
+                data, class_names=kept, class_names_source=f"{reference.class_names_source} (the reference's)"
+            )
+        opened.append(Shifted(data, classes))
     return opened
 
 
-def _classes(
-    reference: ClassificationSet, class_names: tuple[str, ...], base: str, name: str, data: ClassificationSet
+def _catalogued(reference: str, name: str, data: ClassificationSet) -> tuple[tuple[int, ...] | None, bool] | None:
+    """What the catalogue says of a shifted set of a reference: the reference's classes that it has, and whether they are
+    the same classes one by one. None where it says nothing.
+
+    ObjectNet's classes are wider than ImageNet's, so they keep their own names and numbers.
+    """
+    base, shift_base = parse_dataset(reference)[0], parse_dataset(name)[0]
+    if own_folder(base) is not None or own_folder(shift_base) is not None:
+        return None
+    (base, reference_entry), entry = find_entry(base), find_entry(shift_base)[1]
+    if entry.reference != base:
+        return None
+    listed = subset_of_reference(entry, Path(data.where))
+    if listed is None and entry.reference_subset:
+        raise DataError(
+            f"{data.name}: the list of the classes that it shares with {base} is missing",
+            f"there is no {entry.reference_subset.partition(':')[2]} in {data.where}",
+            f"take it from the set's own release: {entry.site}",
+        )
+    same = entry.class_names == reference_entry.class_names
+    if same and (len(listed) if listed is not None else reference_entry.classes) != data.class_count:
+        return None
+    return listed, same
+
+
+def _by_name(
+    reference: ClassificationSet, class_names: tuple[str, ...], data: ClassificationSet
 ) -> tuple[int, ...] | None:
-    """Which of the reference's classes a shifted set has, in the order of its labels; None: all, in the same order."""
-    shift_base, _ = parse_dataset(name)
-    if own_folder(shift_base) is None and own_folder(base) is None:
-        entry = find_entry(shift_base)[1]
-        if entry.reference == find_entry(base)[0]:
-            listed = subset_of_reference(entry)
-            if listed is not None or data.class_count == reference.class_count:
-                return listed
+    """The reference's classes that a shifted set has, by their names, in the order of its labels; None: all, in that order."""
     own = require_class_names(data)
     if own == class_names:
         return None
