@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from catalogue_folders import write
 from eval_fixtures import lively_model, pictures, png, write_class_folders
 from PIL import Image
 from scipy import special
@@ -21,12 +22,13 @@ from softclip_cli.commands import evaluate
 from softclip_cli.commands.robustness import robustness as command
 from softclip_cli.data.decode import Preprocess, eval_view
 from softclip_cli.errors import DataError, HostError, UsageError
-from softclip_cli.evaluation import corruptions
+from softclip_cli.evaluation import baselines, corruptions
 from softclip_cli.evaluation.catalogue import catalogue
 from softclip_cli.evaluation.effective import Line, Point
 from softclip_cli.evaluation.embed import embed_images
 from softclip_cli.evaluation.images import BytesImages
 from softclip_cli.evaluation.locate import classification_set
+from softclip_cli.evaluation.names import timm_lines
 from softclip_cli.evaluation.sets import ClassificationSet
 from softclip_cli.evaluation.shifts import of_classes, open_shifts, robustness, shift_names
 from softclip_cli.evaluation.zeroshot import zero_shot
@@ -120,10 +122,38 @@ def test_other_classes_are_refused(domains: Path, tmp_path: Path):
 def test_the_catalogue_knows_the_shifts_of_pacs_and_its_own_sets():
     assert shift_names("pacs") == ["pacs:art_painting", "pacs:cartoon", "pacs:sketch"]
     known = [name for name, entry in catalogue().items() if entry.reference == "imagenet"]
-    if known:
-        assert shift_names("imagenet") == known
+    assert shift_names("imagenet") == known and "imagenet-sketch" in known
+    assert set(baselines.shipped()) <= set(known)
     with pytest.raises(UsageError, match="no shifted sets"):
         shift_names("cifar10")
+
+
+def test_imagenets_shifted_sets_are_judged_on_the_classes_that_they_have(tmp_path: Path):
+    write(tmp_path, "imagenet", "class-folders")
+    order = timm_lines("imagenet_synsets")
+    reference = classification_set("imagenet", root=tmp_path)
+    for name, layout in (
+        ("imagenet-v2", "class-folders"),
+        ("imagenet-r", "class-folders"),
+        ("objectnet", "list-files"),
+    ):
+        write(tmp_path, name, layout)
+        (shift,) = open_shifts(reference, "imagenet", [name], root=tmp_path)
+        assert shift.data.prompts == reference.prompts
+        if name == "objectnet":  # its classes are its own, and ImageNet's are those that its mapping names
+            assert shift.data.class_count == 113 and shift.data.class_names[0] != reference.class_names[0]
+            mapping = json.loads(
+                (tmp_path / "objectnet" / "mappings" / "objectnet_to_imagenet_1k.json").read_text(encoding="utf-8")
+            )
+            named = {words for value in mapping.values() for words in value.split("; ")}
+            lemmas = dict(line.split("\t", 1) for line in timm_lines("imagenet_synset_to_lemma"))
+            assert {lemmas[order[index]] for index in shift.classes} == named
+        elif name == "imagenet-r":
+            folders = sorted(path.name for path in (tmp_path / "imagenet-r").rglob("n*") if path.is_dir())
+            assert [order[index] for index in shift.classes] == folders
+            assert shift.data.class_names == tuple(reference.class_names[index] for index in shift.classes)
+        else:
+            assert shift.classes is None and shift.data.class_names == reference.class_names
 
 
 def test_pacs_by_name_from_its_folders(domains: Path, checkpoints: list[Path], tmp_path: Path):
