@@ -9,6 +9,7 @@ import typer
 from softclip_cli import __version__
 from softclip_cli.commands import (
     alignment,
+    composition,
     data,
     datasets,
     demo,
@@ -20,6 +21,7 @@ from softclip_cli.commands import (
     recipes,
     report,
     retrieve,
+    robustness,
     runs,
     train,
 )
@@ -53,6 +55,8 @@ def root(
 app.command()(demo.demo)
 app.command()(train.train)
 evaluate.app.command()(alignment.alignment)
+evaluate.app.command()(robustness.robustness)
+evaluate.app.command()(composition.composition)
 app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)
 app.command()(retrieve.retrieve)

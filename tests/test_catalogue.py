@@ -26,6 +26,7 @@ from softclip_cli.evaluation.layouts import all_layouts
 from softclip_cli.evaluation.locate import (
     Texts,
     classification_set,
+    composition_set,
     multi_label_set,
     probe_sets,
     rated_set,
@@ -38,6 +39,7 @@ OPENERS: dict[str, Callable[..., Any]] = {
     "multi-label": multi_label_set,
     "retrieval": retrieval_set,
     "ratings": rated_set,
+    "composition": composition_set,
 }
 
 

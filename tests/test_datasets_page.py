@@ -22,7 +22,8 @@ def catalogue_table() -> str:
         rows = [f"**{task}**\n", "| name | what | images | classes | metric | layouts |", "|---|---|---|---|---|---|"]
         for name, entry in catalogue().items():
             if entry.task == task:
-                images = f"{entry.sizes[entry.split]:,}" if entry.sizes else "yours"
+                unknown = "" if task == "composition" else "yours"
+                images = f"{entry.sizes[entry.split]:,}" if entry.sizes else unknown
                 classes = f"{entry.classes:,}" if entry.classes else ""
                 layouts = ", ".join(entry.layouts)
                 rows.append(f"| `{name}` | {entry.title} | {images} | {classes} | {entry.metric} | {layouts} |")

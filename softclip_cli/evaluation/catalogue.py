@@ -23,7 +23,7 @@ class Entry(Section):
 
     title: str
     """One line for a table."""
-    task: Literal["classification", "multi-label", "retrieval", "ratings"]
+    task: Literal["classification", "multi-label", "retrieval", "ratings", "composition"]
     """What it is used for."""
     hub: str = ""
     """Name on the Hugging Face Hub."""
@@ -82,6 +82,8 @@ class Entry(Section):
     reference_subset: str = ""
     """Which of the reference's classes this set has: `timm:FILE` (indices that timm ships), or `lemmas:FILE` (a JSON file of
     the set whose values are lemmas of ImageNet's classes); empty: all."""
+    shift_splits: list[str] = Field(default_factory=list)
+    """Splits that show the same classes under a natural shift, where `split` is the one without."""
     rating_columns: tuple[int, ...] = ()
     """Columns of a file of ratings that are ratings, counted from 0."""
     leave_out_own: bool = False
@@ -90,7 +92,7 @@ class Entry(Section):
     """A caption describes an image if the median of its ratings is at least this."""
     kendall: Literal["b", "c"] = "b"
     """Which of Kendall's coefficients papers report on these ratings."""
-    metric: Literal["top1", "mean_per_class", "map11", "hit_at_k", "recall", "kendall_tau"]
+    metric: Literal["top1", "mean_per_class", "map11", "hit_at_k", "recall", "kendall_tau", "accuracy", "group_score"]
     """The number that papers report."""
     licence: str = ""
     """Terms of use."""

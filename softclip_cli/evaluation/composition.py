@@ -17,7 +17,8 @@ from softclip_cli.evaluation.embed import (
     embed_images,
     embed_texts,
 )
-from softclip_cli.evaluation.intervals import share_metric
+from softclip_cli.evaluation.images import Subset
+from softclip_cli.evaluation.intervals import bootstrap_class_mean, metric, share_metric
 from softclip_cli.evaluation.sets import CompositionSet
 
 
@@ -63,9 +64,7 @@ def composition(
     started = time.perf_counter()
     options = options or EmbedOptions()
     if features is None:
-        features = embed_images(
-            model, data.images, name=data.name, split=data.split, options=options, progress=progress
-        )
+        features = _embed(model, data, options, progress)
     assert features.projected is not None
     owner = np.repeat(np.arange(len(data.negatives)), [len(texts) for texts in data.negatives])
     texts = [*data.captions, *(text for texts in data.negatives for text in texts)]
@@ -75,7 +74,14 @@ def composition(
     edits = np.array(data.edits)
     chances = 1 / (1 + np.bincount(owner, minlength=count))
     metrics = {"accuracy": share_metric(wins)}
-    metrics |= {f"accuracy_{edit}": share_metric(wins[edits == edit]) for edit in sorted(set(data.edits))}
+    kinds, kind = np.unique(edits, return_inverse=True)
+    metrics |= {f"accuracy_{edit}": share_metric(wins[kind == number]) for number, edit in enumerate(kinds)}
+    if len(kinds) > 1:
+        totals = np.bincount(kind)
+        correct = np.bincount(kind, weights=wins).astype(np.int64)
+        bounds = bootstrap_class_mean(correct, totals)
+        mean = float((correct / totals).mean())
+        metrics["mean_per_edit"] = metric(mean, count, bounds, interval="bootstrap within edits, 95 %")
     details = {
         "chance": float(chances.mean()),
         "edits": {edit: int((edits == edit).sum()) for edit in sorted(set(data.edits))},
@@ -85,7 +91,7 @@ def composition(
         "split": data.split,
         "size": count,
         "negatives": len(owner),
-        "layout": "corpus",
+        "layout": data.layout,
         "fingerprint": features.fingerprint(data.content()),
     }
     return result.build(
@@ -97,3 +103,15 @@ def composition(
         details=details,
         seconds=time.perf_counter() - started,
     )
+
+
+def _embed(
+    model: EmbeddingModel, data: CompositionSet, options: EmbedOptions, progress: Progress | None
+) -> ImageFeatures:
+    """The features of the set's images; one that is there several times is embedded once."""
+    images, rows = data.images, None
+    if isinstance(images, Subset):
+        used, rows = np.unique(images.indices, return_inverse=True)
+        images = Subset(images.source, used.tolist())
+    features = embed_images(model, images, name=data.name, split=data.split, options=options, progress=progress)
+    return features if rows is None else features.take(rows)

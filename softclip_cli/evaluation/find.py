@@ -17,6 +17,7 @@ COMMANDS = {
     "multi-label": "softclip eval zeroshot --dataset",
     "retrieval": "softclip retrieve --split",
     "ratings": "softclip eval alignment --dataset",
+    "composition": "softclip eval composition --dataset",
 }
 
 

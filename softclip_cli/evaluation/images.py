@@ -220,6 +220,25 @@ class Subset(ImageSource):
         return digest("subset", self.source.signature(), self.indices)
 
 
+class Interleaved(ImageSource):
+    """The images of several sources of one length by turns: the first of each, then the second of each, and so on."""
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.sources = list(sources)
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.sources[index % len(self.sources)][index // len(self.sources)]
+
+    def key(self, index: int) -> str:
+        return self.sources[index % len(self.sources)].key(index // len(self.sources))
+
+    def signature(self) -> str:
+        return digest("interleaved", [source.signature() for source in self.sources])
+
+
 def cell_bytes(cell: Any) -> bytes:
     """The encoded image of one cell: bytes, or the Hub's `{"bytes", "path"}`.
 

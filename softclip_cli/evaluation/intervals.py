@@ -1,4 +1,4 @@
-"""Confidence intervals: Wilson's for a share of independent trials, the bootstrap for means of other things."""
+"""Confidence intervals: Wilson's or the exact one for a share of independent trials, the bootstrap for means of other things."""
 
 from __future__ import annotations
 
@@ -46,6 +46,29 @@ def wilson(hits: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = z * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def clopper_pearson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """The exact interval for a share of `n` independent trials (Clopper and Pearson, Biometrika 1934)."""
+    from scipy.stats import beta
+
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, hits, n - hits + 1)) if hits > 0 else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
+    return low, high
+
+
+def difference_bounds(
+    first: float, first_bounds: tuple[float, float], second: float, second_bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """The interval of `first` − `second`, two independent estimates, from the interval of each.
+
+    The distances to the ends are added in quadrature (Zou and Donner 2008, "MOVER"; with two Wilson intervals it is
+    Newcombe 1998, method 10). Nothing is assumed of the estimates but that each interval is right.
+    """
+    below = math.hypot(first - first_bounds[0], second_bounds[1] - second)
+    above = math.hypot(first_bounds[1] - first, second - second_bounds[0])
+    return first - second - below, first - second + above
 
 
 def share_metric(hits: np.ndarray) -> dict[str, Any]:

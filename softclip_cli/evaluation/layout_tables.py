@@ -13,8 +13,8 @@ import numpy as np
 
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.errors import DataError
-from softclip_cli.evaluation.images import ArrowImages, ImageSource, ParquetImages, Subset
-from softclip_cli.evaluation.layouts import WHOLE, Captioned, Labelled, Layout, Wanted
+from softclip_cli.evaluation.images import ArrowImages, ImageSource, Interleaved, ParquetImages, Subset
+from softclip_cli.evaluation.layouts import WHOLE, Captioned, Labelled, Layout, Paired, Wanted
 
 if TYPE_CHECKING:
     import datasets
@@ -251,6 +251,23 @@ def _captioned_parquet(folder: Path, split: str, wanted: Wanted) -> Captioned:
     return table.captioned(wanted, rows)
 
 
+def _paired_parquet(folder: Path, split: str, wanted: Wanted) -> Paired:
+    """Winoground's columns: image_0, image_1, caption_0, caption_1, and collapsed_tag where it is there."""
+    table, _ = _open_parquet(folder, split, wanted)
+    missing = [name for name in ("image_0", "image_1", "caption_0", "caption_1") if name not in table.features]
+    if missing:
+        raise DataError(
+            f"{table.where} has no pairs of images and captions",
+            f"no column {missing[0]!r}; columns: {', '.join(table.features)}",
+            "softclip datasets show winoground tells which files are read",
+        )
+    first, second = table.column("caption_0"), table.column("caption_1")
+    captions = [text for both in zip(first, second, strict=True) for text in both]
+    tags = table.column("collapsed_tag") if "collapsed_tag" in table.features else [""] * len(first)
+    images = Interleaved([table.images("image_0"), table.images("image_1")])
+    return Paired(images, captions, [str(tag or "") for tag in tags])
+
+
 def _datasets_splits(folder: Path, wanted: Wanted, shallow: bool) -> list[str] | None:
     if (folder / "dataset_dict.json").is_file():
         return list(json.loads((folder / "dataset_dict.json").read_text())["splits"])
@@ -298,4 +315,5 @@ HUB_PARQUET = Layout(
     _parquet_splits,
     _labelled_parquet,
     _captioned_parquet,
+    composed=_paired_parquet,
 )

@@ -19,6 +19,7 @@ READERS = {
     "multi-label": "multi_labelled",
     "retrieval": "captioned",
     "ratings": "rated",
+    "composition": "composed",
 }  # task → the field of `Layout`
 WHOLE = ""  # the split of a layout that has none
 
@@ -123,6 +124,25 @@ class Rated:
 
 
 @dataclass(frozen=True)
+class Contrasted:
+    """What a reader found: images with a true caption and captions made false; see `sets.CompositionSet`."""
+
+    images: ImageSource
+    captions: list[str]
+    negatives: list[list[str]]
+    edits: list[str]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What a reader found: pairs of images with pairs of captions; see `sets.PairedSet`."""
+
+    images: ImageSource
+    captions: list[str]
+    tags: list[str]
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way in which a dataset may lie in a folder.
 
@@ -131,7 +151,7 @@ class Layout:
         shape: what the folder looks like, for messages and docs.
         splits: folder → names of its splits (`[""]`: it has none), or None when the folder is not of this layout.
             With `shallow`, files below unrelated subfolders do not count.
-        labelled, captioned, rated, multi_labelled: (folder, one of the splits, Wanted) → what is there; None where the
+        labelled, captioned, rated, multi_labelled, composed: (folder, one of the splits, Wanted) → what is there; None where the
             layout cannot hold it.
         details: Wanted → which files a certain dataset has in this layout, for messages and docs.
     """
@@ -143,6 +163,7 @@ class Layout:
     captioned: Callable[[Path, str, Wanted], Captioned] | None = None
     rated: Callable[[Path, str, Wanted], Rated] | None = None
     multi_labelled: Callable[[Path, str, Wanted], MultiLabelled] | None = None
+    composed: Callable[[Path, str, Wanted], Contrasted | Paired] | None = None
     details: Callable[[Wanted], str] = lambda wanted: ""
 
     def read(self, task: str, folder: Path, split: str, wanted: Wanted) -> Any:
@@ -157,7 +178,7 @@ class Layout:
         return f"{self.shape} ({details})" if details else self.shape
 
     def reads(self, task: str) -> bool:
-        """Whether it can hold a set of this kind: "classification", "multi-label", "retrieval" or "ratings"."""
+        """Whether it can hold a set of this kind: "classification", "multi-label", "retrieval", "ratings" or "composition"."""
         return getattr(self, READERS[task]) is not None
 
 
@@ -165,6 +186,7 @@ def all_layouts() -> dict[str, Layout]:
     """Every layout by name, in the order in which a folder is tried."""
     from softclip_cli.evaluation.layout_arrays import ARRAYS
     from softclip_cli.evaluation.layout_captions import FLICKR_CAPTIONS, KARPATHY
+    from softclip_cli.evaluation.layout_composition import SUGARCREPE, WINOGROUND
     from softclip_cli.evaluation.layout_folders import CLASS_FOLDERS
     from softclip_cli.evaluation.layout_lists import LIST_FILES
     from softclip_cli.evaluation.layout_multi import CLASS_LISTS, LABEL_TABLE
@@ -180,6 +202,8 @@ def all_layouts() -> dict[str, Layout]:
         KARPATHY,
         FLICKR_CAPTIONS,
         FLICKR_RATINGS,
+        SUGARCREPE,
+        WINOGROUND,
         LIST_FILES,
         ARRAYS,
         CLASS_LISTS,

@@ -11,7 +11,13 @@ import numpy as np
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation import names
 from softclip_cli.evaluation.catalogue import Entry, find_entry
-from softclip_cli.evaluation.corpus_sets import classification_task, find_task, retrieval_task, training_split
+from softclip_cli.evaluation.corpus_sets import (
+    classification_task,
+    composition_task,
+    find_task,
+    retrieval_task,
+    training_split,
+)
 from softclip_cli.evaluation.find import (
     corpus_at,
     data_root,
@@ -25,6 +31,7 @@ from softclip_cli.evaluation.find import (
 from softclip_cli.evaluation.layouts import (
     WHOLE,
     Captioned,
+    Contrasted,
     Labelled,
     Layout,
     MultiLabelled,
@@ -33,7 +40,7 @@ from softclip_cli.evaluation.layouts import (
     require_split,
 )
 from softclip_cli.evaluation.ratings import RatedSet, read_table
-from softclip_cli.evaluation.sets import ClassificationSet, MultiLabelSet, RetrievalSet
+from softclip_cli.evaluation.sets import ClassificationSet, CompositionSet, MultiLabelSet, PairedSet, RetrievalSet
 
 HELD_OUT = 0.2  # share of the images that a probe is tested on where the data has one split only [ours]
 
@@ -400,3 +407,44 @@ def rated_set(
     found = layout.read("ratings", folder, split, wanted(entry))
     limit = entry.describes if describes is None else describes
     return RatedSet(name=name, split=split, **vars(found), describes=limit, kendall=entry.kendall, layout=layout.name)
+
+
+# Composition
+
+
+def composition_set(dataset: str, *, split: str | None = None, root: Path | None = None) -> CompositionSet | PairedSet:
+    """Open a set of captions that an edit made false (a catalogue name, a corpus, or a folder), or of pairs (Winoground).
+
+    Args:
+        dataset: as the user wrote it.
+        split: by default the catalogue's, or the first one of a folder; SugarCrepe's are its kinds of edit.
+        root: where catalogue datasets are; see `data_root`.
+
+    Raises:
+        DataError: not there, not in an accepted layout, or its files do not match its images.
+    """
+    base, part = parse_dataset(dataset)
+    folder, entry = own_folder(base), None
+    if folder is None:
+        name, entry = find_entry(base)
+        require_task(name, entry, "composition")
+        folder, layout, chosen = find_set(name, entry, data_root(root), split or part)
+    else:
+        name = folder.resolve().name
+        corpus = corpus_at(folder)
+        if corpus is not None:
+            task = find_task(corpus, "composition", split or part)
+            if task is None:
+                raise DataError(
+                    f"{folder} offers no composition",
+                    "its corpus.json lists none",
+                    "the generated corpus has hard negatives: softclip data generate OUT",
+                )
+            return composition_task(corpus, task)
+        layout, splits = layout_of(folder, "composition")
+        chosen = require_split(split or part, splits, str(folder)) if split or part else splits[0]
+    found = layout.read("composition", folder, chosen, wanted(entry) if entry else Wanted())
+    if isinstance(found, Contrasted):
+        return CompositionSet(name, chosen, **vars(found), layout=layout.name)
+    expected = entry.sizes.get(chosen) if entry else None
+    return PairedSet(name, chosen, **vars(found), layout=layout.name, expected_size=expected)

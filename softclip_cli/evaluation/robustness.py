@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from softclip_cli.evaluation.intervals import metric
+from softclip_cli.evaluation.intervals import difference_bounds, metric
 
 
 def add_drop(document: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
@@ -22,9 +22,9 @@ def add_drop(document: dict[str, Any], reference: dict[str, Any]) -> dict[str, A
     """
     here, there = document["metrics"]["top1"], reference["metrics"]["top1"]
     drop = there["value"] - here["value"]
-    below = np.hypot(there["value"] - there["low"], here["high"] - here["value"])
-    above = np.hypot(there["high"] - there["value"], here["value"] - here["low"])
-    bounds = (drop - below, drop + above)
+    bounds = difference_bounds(
+        there["value"], (there["low"], there["high"]), here["value"], (here["low"], here["high"])
+    )
     added: dict[str, Any] = {"drop": metric(drop, here["n"], bounds, interval="Newcombe 95 %")}
     if there["value"] > 0:
         added["relative_drop"] = metric(drop / there["value"], here["n"])

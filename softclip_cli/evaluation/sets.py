@@ -254,6 +254,7 @@ class CompositionSet:
         captions: N true captions.
         negatives: N lists of false captions.
         edits: N names of the kind of edit, such as "swap".
+        layout: which folder layout was read.
 
     Raises:
         DataError: counts that do not match, or an image without a negative.
@@ -265,6 +266,7 @@ class CompositionSet:
     captions: list[str]
     negatives: list[list[str]]
     edits: list[str]
+    layout: str = "corpus"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", as_images(self.images))
@@ -279,6 +281,46 @@ class CompositionSet:
     def content(self) -> str:
         """SHA-256 over captions and negatives."""
         return digest(self.captions, self.negatives, self.edits)
+
+
+@dataclass(frozen=True, eq=False)
+class PairedSet:
+    """Pairs of images with pairs of captions: each of two images belongs to one of two captions.
+
+    Attributes:
+        name, split, layout: as for `ClassificationSet`.
+        images: 2N encoded images, the two of a pair one after the other.
+        captions: 2N captions, each at the place of its image.
+        tags: N names of a kind, such as "Object"; empty where there is none.
+        expected_size: how many pairs there should be, where the catalogue knows.
+
+    Raises:
+        DataError: counts that do not match, or not as many pairs as expected.
+    """
+
+    name: str
+    split: str
+    images: ImageSource
+    captions: list[str]
+    tags: list[str]
+    layout: str = ""
+    expected_size: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", as_images(self.images))
+        label, count = f"{self.name} (split {self.split})", len(self.tags)
+        if not count or len(self.images) != 2 * count or len(self.captions) != 2 * count:
+            raise DataError(f"{label}: two images and two captions an example are needed, and some examples")
+        if self.expected_size is not None and count != self.expected_size:
+            raise DataError(
+                f"{label}: {count:,} pairs where it has {self.expected_size:,}",
+                "the copy is incomplete",
+                "to evaluate what is there under its own name, give the folder itself",
+            )
+
+    def content(self) -> str:
+        """SHA-256 over captions and tags."""
+        return digest(self.captions, self.tags)
 
 
 def check_class_names(label: str, class_names: Sequence[str] | None, class_count: int, source: str) -> None:

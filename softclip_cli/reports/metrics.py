@@ -8,6 +8,8 @@ from collections.abc import Sequence
 TASKS = {
     "zeroshot": "Zero-shot classification",
     "shift": "Zero-shot under distribution shift",
+    "robustness": "Robustness to natural shifts",
+    "corruption": "Robustness to common corruptions",
     "probe": "Linear probe",
     "retrieval": "Retrieval",
     "composition": "Composition",
@@ -34,9 +36,17 @@ METRICS: dict[str, tuple[str, str, bool | None]] = {
     # A weak model loses little: a drop is told, not judged.
     "drop": ("drop against no shift", "%", None),
     "relative_drop": ("relative drop", "%", None),
+    "reference_top1": ("top-1 without the shift", "%", True),
+    "effective_robustness": ("effective robustness", "points", True),
+    "relative_robustness": ("relative robustness", "points", True),
+    "clean_top1": ("top-1 without corruption", "%", True),
+    "relative_top1": ("top-1 as a share of that without corruption", "%", None),
+    "text_score": ("text score", "%", True),
+    "image_score": ("image score", "%", True),
+    "group_score": ("group score", "%", True),
 }
 # What stands for an evaluation where not all of its metrics can be shown.
-MAIN = ("top1", "accuracy", "rsum", "kendall_tau")
+MAIN = ("top1", "accuracy", "group_score", "rsum", "kendall_tau")
 VARIANTS = {
     "single_prompt_": "single prompt",
     "target_image_to_text_": "soft target image → text",
