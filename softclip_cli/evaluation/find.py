@@ -122,6 +122,16 @@ def find_set(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Pa
     )
 
 
+def task_of(dataset: str) -> str:
+    """What the catalogue says that a dataset is for; an empty string for a folder of the user's own.
+
+    Raises:
+        DataError: it is neither in the catalogue nor a folder.
+    """
+    base, _ = parse_dataset(dataset)
+    return find_entry(base)[1].task if own_folder(base) is None else ""
+
+
 def present(name: str, root: Path) -> Path | None:
     """The folder in which a catalogue dataset is found with the split that is reported, or None."""
     entry = catalogue()[name]
