@@ -1,4 +1,8 @@
-"""The catalogue: datasets that softclip knows by name. The facts stand in `catalogue.toml`, read and checked here."""
+"""The catalogue: datasets that softclip knows by name. The facts stand in `catalogue/*.toml`, read and checked here.
+
+An entry is data only: no code asks for a dataset's name. Class names and prompts are never typed there: they are read
+from where an entry says.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ class Entry(Section):
 
     title: str
     """One line for a table."""
-    task: Literal["classification", "retrieval", "ratings"]
+    task: Literal["classification", "multi-label", "retrieval", "ratings"]
     """What it is used for."""
     hub: str = ""
     """Name on the Hugging Face Hub."""
@@ -56,6 +60,12 @@ class Entry(Section):
     """Sources of the class names, the first that has them is taken (see `names.py`)."""
     prompts: list[str] = Field(default_factory=list)
     """Sources of the prompt templates; without any, the generic prompt is used and the result says so."""
+    empty_classes: bool = False
+    """Classes without images are usual: there are many more classes than the test images show."""
+    reference: str | None = None
+    """The set without the shift, for a natural-shift set: its accuracy is the one that this set's is compared with."""
+    reference_subset: str = ""
+    """Which of the reference's classes this set has: `timm:FILE` (a list of indices that timm ships); empty: all."""
     rating_columns: tuple[int, ...] = ()
     """Columns of a file of ratings that are ratings, counted from 0."""
     leave_out_own: bool = False
@@ -64,7 +74,7 @@ class Entry(Section):
     """A caption describes an image if the median of its ratings is at least this."""
     kendall: Literal["b", "c"] = "b"
     """Which of Kendall's coefficients papers report on these ratings."""
-    metric: Literal["top1", "mean_per_class", "recall", "kendall_tau"]
+    metric: Literal["top1", "mean_per_class", "map11", "hit_at_k", "recall", "kendall_tau"]
     """The number that papers report."""
     licence: str = ""
     """Terms of use."""
@@ -81,9 +91,15 @@ class Entry(Section):
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """All entries by name, in the order of the file."""
-    text = (resources.files("softclip_cli.evaluation") / "catalogue.toml").read_text(encoding="utf-8")
-    return {name: Entry.model_validate(fields) for name, fields in tomllib.loads(text).items()}
+    """All entries by name, in the order of the files' names and then as each file has them."""
+    entries: dict[str, Entry] = {}
+    folder = resources.files("softclip_cli.evaluation") / "catalogue"
+    for path in sorted((path for path in folder.iterdir() if path.name.endswith(".toml")), key=lambda path: path.name):
+        for name, fields in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            if name in entries:
+                raise ValueError(f"{path.name}: a dataset {name!r} is in the catalogue already")
+            entries[name] = Entry.model_validate(fields)
+    return entries
 
 
 def find_entry(name: str) -> tuple[str, Entry]:

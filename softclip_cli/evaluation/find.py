@@ -13,6 +13,7 @@ from softclip_cli.evaluation.layouts import Layout, Wanted, all_layouts, match_s
 DATA_VARIABLE = "SOFTCLIP_DATA"
 COMMANDS = {
     "classification": "softclip eval zeroshot --dataset",
+    "multi-label": "softclip eval zeroshot --dataset",
     "retrieval": "softclip retrieve --split",
     "ratings": "softclip eval alignment --dataset",
 }
@@ -60,7 +61,7 @@ def layout_of(folder: Path, task: str) -> tuple[Layout, list[str]]:
     Raises:
         DataError: none is recognised; lists the accepted ones.
     """
-    layouts = [one for one in all_layouts().values() if (one.labelled if task == "classification" else one.captioned)]
+    layouts = [one for one in all_layouts().values() if one.reads(task)]
     for layout in layouts:
         splits = layout.splits(folder, Wanted(), False)
         if splits:

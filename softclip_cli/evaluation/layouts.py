@@ -12,6 +12,12 @@ from softclip_cli.data.sources.base import SPLIT_NAMES
 from softclip_cli.errors import DataError, nearest
 from softclip_cli.evaluation.images import ImageSource
 
+READERS = {
+    "classification": "labelled",
+    "multi-label": "multi_labelled",
+    "retrieval": "captioned",
+    "ratings": "rated",
+}  # task → the field of `Layout`
 WHOLE = ""  # the split of a layout that has none
 
 
@@ -46,6 +52,8 @@ class Labelled:
         names_source: where the names are from.
         ids: the class folders' names, for files that map them to class names.
         class_count: number of classes, where the data says so.
+        names_given: the names stand in a file that was made for this (classnames.txt), so that they win over all others.
+        prompts: templates that lie with the data, which win likewise; None where there are none.
     """
 
     images: ImageSource
@@ -54,6 +62,31 @@ class Labelled:
     names_source: str = ""
     ids: tuple[str, ...] = ()
     class_count: int | None = None
+    names_given: bool = False
+    prompts: tuple[str, ...] | None = None
+    prompts_source: str = ""
+
+
+@dataclass(frozen=True)
+class MultiLabelled:
+    """What a reader found: images with any number of classes each.
+
+    Attributes:
+        labels: N lists of the classes that are true.
+        ignored: N lists of the classes that do not count; None: all do.
+        images, names, names_source, ids, class_count, names_given, prompts, prompts_source: as for `Labelled`.
+    """
+
+    images: ImageSource
+    labels: list[list[int]]
+    ignored: list[list[int]] | None = None
+    names: tuple[str, ...] | None = None
+    names_source: str = ""
+    ids: tuple[str, ...] = ()
+    class_count: int | None = None
+    names_given: bool = False
+    prompts: tuple[str, ...] | None = None
+    prompts_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +120,8 @@ class Layout:
         shape: what the folder looks like, for messages and docs.
         splits: folder → names of its splits (`[""]`: it has none), or None when the folder is not of this layout.
             With `shallow`, files below unrelated subfolders do not count.
-        labelled, captioned, rated: (folder, one of the splits, Wanted) → what is there; None where the layout cannot hold it.
+        labelled, captioned, rated, multi_labelled: (folder, one of the splits, Wanted) → what is there; None where the
+            layout cannot hold it.
     """
 
     name: str
@@ -96,6 +130,11 @@ class Layout:
     labelled: Callable[[Path, str, Wanted], Labelled] | None = None
     captioned: Callable[[Path, str, Wanted], Captioned] | None = None
     rated: Callable[[Path, str, Wanted], Rated] | None = None
+    multi_labelled: Callable[[Path, str, Wanted], MultiLabelled] | None = None
+
+    def reads(self, task: str) -> bool:
+        """Whether it can hold a set of this kind: "classification", "multi-label", "retrieval" or "ratings"."""
+        return getattr(self, READERS[task]) is not None
 
 
 def all_layouts() -> dict[str, Layout]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,18 @@ from softclip_cli.evaluation.find import (
     require_task,
     wanted,
 )
-from softclip_cli.evaluation.layouts import WHOLE, Captioned, Labelled, Layout, Wanted, match_split, require_split
+from softclip_cli.evaluation.layouts import (
+    WHOLE,
+    Captioned,
+    Labelled,
+    Layout,
+    MultiLabelled,
+    Wanted,
+    match_split,
+    require_split,
+)
 from softclip_cli.evaluation.ratings import RatedSet, read_table
-from softclip_cli.evaluation.sets import ClassificationSet, RetrievalSet
+from softclip_cli.evaluation.sets import ClassificationSet, MultiLabelSet, RetrievalSet
 
 HELD_OUT = 0.2  # share of the images that a probe is tested on where the data has one split only [ours]
 
@@ -100,6 +110,25 @@ def _classification(
 ) -> ClassificationSet:
     assert layout.labelled is not None
     found: Labelled = layout.labelled(folder, split, wanted(entry) if entry else Wanted())
+    return ClassificationSet(
+        name=name,
+        split=split or "all",
+        images=found.images,
+        labels=found.labels,
+        **_facts(name, folder, layout, split, entry, texts, found),
+    )
+
+
+def _facts(
+    name: str,
+    folder: Path,
+    layout: Layout,
+    split: str,
+    entry: Entry | None,
+    texts: Texts,
+    found: Labelled | MultiLabelled,
+) -> dict[str, Any]:
+    """What a set of either kind says of its classes, prompts and place."""
     if entry and entry.classes and found.class_count not in (None, entry.classes):
         raise DataError(
             f"{name}: {found.class_count:,} classes in {folder} where {entry.classes:,} are expected",
@@ -107,26 +136,59 @@ def _classification(
             f"to evaluate it as it is, give the folder itself: --dataset {folder}",
         )
     class_names, source = names.class_names(
-        entry.class_names if entry else ["dataset"],
+        entry.class_names if entry and not found.names_given else ["dataset"],
         own=found.names,
         own_source=found.names_source,
         file=texts.class_names,
         ids=found.ids,
+        subset=names.subset_of_reference(entry) if entry else None,
     )
-    prompts, prompts_source = names.prompts(entry.prompts if entry else [], texts.templates)
-    return ClassificationSet(
+    if found.prompts is not None and texts.templates is None:
+        prompts, prompts_source = found.prompts, found.prompts_source
+    else:
+        prompts, prompts_source = names.prompts(entry.prompts if entry else [], texts.templates)
+    return {
+        "class_names": class_names,
+        "class_count": found.class_count or (entry.classes if entry and entry.classes else 0),
+        "prompts": prompts,
+        "class_names_source": source,
+        "prompts_source": prompts_source,
+        "layout": layout.name,
+        "where": str(folder),
+        "expected_size": entry.sizes.get(match_split(split, list(entry.sizes)) or split) if entry else None,
+        "allow_empty": bool(entry and entry.empty_classes),
+    }
+
+
+def multi_label_set(
+    dataset: str, *, split: str | None = None, root: Path | None = None, texts: Texts | None = None
+) -> MultiLabelSet:
+    """Open a multi-label set: a catalogue name or a folder; the arguments are those of `classification_set`.
+
+    Raises:
+        DataError: not there, not in an accepted layout, or with labels or classes that do not fit.
+    """
+    base, part = parse_dataset(dataset)
+    texts = texts or Texts()
+    folder, entry = own_folder(base), None
+    if folder is None:
+        name, entry = find_entry(base)
+        require_task(name, entry, "multi-label")
+        folder, layout, chosen = find_set(name, entry, data_root(root), split or part)
+    else:
+        name = folder.resolve().name
+        layout, splits = layout_of(folder, "multi-label")
+        chosen = require_split(split or part, splits, str(folder)) if split or part else _test_split(splits, folder)
+    assert layout.multi_labelled is not None
+    found = layout.multi_labelled(folder, chosen, wanted(entry) if entry else Wanted())
+    ignored = None if found.ignored is None else tuple(np.array(own, dtype=np.int64) for own in found.ignored)
+    return MultiLabelSet(
         name=name,
-        split=split or "all",
+        split=chosen or "all",
         images=found.images,
-        labels=found.labels,
-        class_names=class_names,
-        class_count=found.class_count or (entry.classes if entry and entry.classes else 0),
-        prompts=prompts,
-        class_names_source=source,
-        prompts_source=prompts_source,
-        layout=layout.name,
-        where=str(folder),
-        expected_size=entry.sizes.get(split) if entry else None,
+        labels=tuple(np.array(own, dtype=np.int64) for own in found.labels),
+        ignored=ignored,
+        **_facts(name, folder, layout, chosen, entry, texts, found),
     )
 
 

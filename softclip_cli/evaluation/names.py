@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softclip_cli.errors import DataError
+from softclip_cli.evaluation.catalogue import Entry
 from softclip_cli.evaluation.sets import GENERIC_PROMPTS, GENERIC_SOURCE, check_prompts
 
 BENCHMARK_FILES = {"names": "en_classnames.json", "prompts": "en_zeroshot_classification_templates.json"}
@@ -45,6 +46,23 @@ def from_clip_benchmark(key: str, kind: str) -> tuple[str, ...] | None:
     return tuple(str(entry).replace("{c}", "{}") for entry in found) if found else None
 
 
+def timm_lines(name: str) -> list[str]:
+    """The lines of one of the lists of ImageNet's classes that timm ships, such as `imagenet_a_indices`."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None and spec.submodule_search_locations
+    path = Path(spec.submodule_search_locations[0]) / "data" / "_info" / f"{name}.txt"
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def subset_of_reference(entry: Entry) -> tuple[int, ...] | None:
+    """Indices of the reference's classes that a shifted set has, ascending; None: all of them, or not known.
+
+    A shifted set's accuracy is compared with the reference's on these classes alone (Taori et al. 2020).
+    """
+    where, _, name = entry.reference_subset.partition(":")
+    return tuple(sorted(int(line) for line in timm_lines(name))) if where == "timm" else None
+
+
 def _from(source: str, kind: str) -> tuple[str, ...] | None:
     where, _, name = source.partition(":")
     if where == "open_clip":
@@ -61,6 +79,7 @@ def class_names(
     own_source: str,
     file: Path | None = None,
     ids: Sequence[str] = (),
+    subset: Sequence[int] | None = None,
 ) -> tuple[tuple[str, ...] | None, str]:
     """Class names in label order, from the first source that has them.
 
@@ -70,6 +89,7 @@ def class_names(
         own_source: where those came from, in words.
         file: `--classnames`, which wins over all.
         ids: the classes' own identifiers (folder names), for files that map them to names.
+        subset: of the classes that a package names, those that this set has.
 
     Returns:
         The names, or None where there are none, and where they came from.
@@ -83,7 +103,7 @@ def class_names(
             continue
         found = _from(source, "names")
         if found is not None:
-            return found, source
+            return (tuple(found[index] for index in subset) if subset is not None else found), source
     return None, ""
 
 

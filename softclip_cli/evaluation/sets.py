@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -69,15 +69,7 @@ class ClassificationSet:
             raise DataError(f"{label} has no images", self.where and f"nothing was found in {self.where}")
         if len(self.images) != len(self.labels):
             raise DataError(f"{label}: {len(self.images):,} images but {len(self.labels):,} labels")
-        if self.class_names is not None and len(self.class_names) != self.class_count:
-            raise DataError(
-                f"{label}: {len(self.class_names):,} class names for {self.class_count:,} classes",
-                f"the names came from {self.class_names_source or 'the caller'}",
-                "give one name a class, in label order, with --classnames FILE",
-            )
-        if self.class_names is not None and not all(name.strip() for name in self.class_names):
-            empty = next(i for i, name in enumerate(self.class_names) if not name.strip())
-            raise DataError(f"{label}: class {empty} has an empty name", f"source: {self.class_names_source}")
+        check_class_names(label, self.class_names, self.class_count, self.class_names_source)
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.class_count:
             wrong = low if low < 0 else high
@@ -89,13 +81,7 @@ class ClassificationSet:
                 else f"labels must be 0 to {self.class_count - 1}",
                 "choose another --split, or correct the labels or class names",
             )
-        if not self.allow_empty and len(self.empty_classes):
-            first = ", ".join(self.class_label(c) for c in self.empty_classes[:5])
-            raise DataError(
-                f"{label}: {len(self.empty_classes):,} of {self.class_count:,} classes have no image: {first}",
-                "the copy is incomplete, or the class names are those of another dataset",
-                "complete the copy, or name only the classes that are there with --classnames FILE",
-            )
+        check_empty(label, self.empty_classes if not self.allow_empty else (), self.class_count, self.class_label)
         check_prompts(self.prompts, self.prompts_source)
 
     @property
@@ -120,6 +106,89 @@ class ClassificationSet:
     def content(self) -> str:
         """SHA-256 over labels and number of classes: with the images' hash it identifies the set."""
         return hashlib.sha256(f"{self.class_count}:".encode() + self.labels.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class MultiLabelSet:
+    """Images with any number of true classes each.
+
+    Attributes:
+        name, split, images, class_names, class_count, prompts, class_names_source, prompts_source, layout, where,
+            expected_size, allow_empty: as for `ClassificationSet`.
+        labels: N sorted int64 arrays, the true classes of each image; one may be empty.
+        ignored: N sorted int64 arrays, the classes that do not count for an image, neither as true nor as false, such as
+            VOC's objects that are marked difficult; None: all count.
+
+    Raises:
+        DataError: as `ClassificationSet`; or a class is both true and ignored for an image.
+    """
+
+    name: str
+    split: str
+    images: ImageSource
+    labels: tuple[np.ndarray, ...]
+    class_names: tuple[str, ...] | None = None
+    class_count: int = 0
+    prompts: tuple[str, ...] = GENERIC_PROMPTS
+    class_names_source: str = ""
+    prompts_source: str = GENERIC_SOURCE
+    layout: str = ""
+    where: str = ""
+    expected_size: int | None = None
+    ignored: tuple[np.ndarray, ...] | None = None
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "images", as_images(self.images))
+        set_(self, "labels", tuple(np.unique(np.asarray(own, dtype=np.int64)) for own in self.labels))
+        if self.ignored is not None:
+            set_(self, "ignored", tuple(np.unique(np.asarray(own, dtype=np.int64)) for own in self.ignored))
+        if self.class_names is not None:
+            set_(self, "class_names", tuple(self.class_names))
+            set_(self, "class_count", self.class_count or len(self.class_names))
+        highest = max((int(own[-1]) for own in self.labels if len(own)), default=-1)
+        set_(self, "class_count", self.class_count or highest + 1)
+        set_(self, "prompts", tuple(self.prompts))
+        self._check()
+
+    def _check(self) -> None:
+        label = f"{self.name} (split {self.split})"
+        if len(self.images) == 0:
+            raise DataError(f"{label} has no images", self.where and f"nothing was found in {self.where}")
+        if len(self.images) != len(self.labels) or len(self.images) != len(self.ignored or self.labels):
+            raise DataError(f"{label}: {len(self.images):,} images but labels for {len(self.labels):,}")
+        check_class_names(label, self.class_names, self.class_count, self.class_names_source)
+        for index, own in enumerate(self.labels):
+            for classes in (own, self.ignored[index]) if self.ignored is not None else (own,):
+                if len(classes) and (classes[0] < 0 or classes[-1] >= self.class_count):
+                    raise DataError(
+                        f"{label}: label {classes[0] if classes[0] < 0 else classes[-1]} of image "
+                        f"{self.images.key(index)} is outside the {self.class_count:,} classes",
+                        f"labels must be 0 to {self.class_count - 1}",
+                        "correct the labels or class names",
+                    )
+            if self.ignored is not None and len(np.intersect1d(own, self.ignored[index])):
+                both = self.class_label(int(np.intersect1d(own, self.ignored[index])[0]))
+                raise DataError(f"{label}: {both} is both true and ignored for image {self.images.key(index)}")
+        check_empty(label, self.empty_classes if not self.allow_empty else (), self.class_count, self.class_label)
+        if not any(len(own) for own in self.labels):
+            raise DataError(f"{label}: no image has a label", self.where and f"read from {self.where}")
+        check_prompts(self.prompts, self.prompts_source)
+
+    @property
+    def empty_classes(self) -> np.ndarray:
+        """Indices of the classes that are true for no image."""
+        return np.flatnonzero(np.bincount(np.concatenate(self.labels), minlength=self.class_count) == 0)
+
+    def class_label(self, index: int) -> str:
+        """The class's name, or its number where it has none."""
+        return self.class_names[index] if self.class_names is not None else f"class {index}"
+
+    def content(self) -> str:
+        """SHA-256 over labels, ignored classes and number of classes: with the images' hash it identifies the set."""
+        ignored = None if self.ignored is None else [own.tolist() for own in self.ignored]
+        return digest(self.class_count, [own.tolist() for own in self.labels], ignored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,6 +279,39 @@ class CompositionSet:
     def content(self) -> str:
         """SHA-256 over captions and negatives."""
         return digest(self.captions, self.negatives, self.edits)
+
+
+def check_class_names(label: str, class_names: Sequence[str] | None, class_count: int, source: str) -> None:
+    """Check that there is a name for each class.
+
+    Raises:
+        DataError: another number of names, or an empty one.
+    """
+    if class_names is None:
+        return
+    if len(class_names) != class_count:
+        raise DataError(
+            f"{label}: {len(class_names):,} class names for {class_count:,} classes",
+            f"the names came from {source or 'the caller'}",
+            "give one name a class, in label order, with --classnames FILE",
+        )
+    empty = next((number for number, name in enumerate(class_names) if not name.strip()), None)
+    if empty is not None:
+        raise DataError(f"{label}: class {empty} has an empty name", f"source: {source}")
+
+
+def check_empty(label: str, empty: Sequence[int] | np.ndarray, class_count: int, name: Callable[[int], str]) -> None:
+    """Check that no class is without images.
+
+    Raises:
+        DataError: some are; names the first.
+    """
+    if len(empty):
+        raise DataError(
+            f"{label}: {len(empty):,} of {class_count:,} classes have no image: {', '.join(name(c) for c in empty[:5])}",
+            "the copy is incomplete, or the class names are those of another dataset",
+            "complete the copy, or name only the classes that are there with --classnames FILE",
+        )
 
 
 def check_prompts(prompts: Sequence[str], source: str) -> None:
