@@ -21,6 +21,7 @@ from softclip_cli.commands import (
     report,
     retrieve,
     runs,
+    suite,
     train,
 )
 
@@ -53,6 +54,7 @@ def root(
 app.command()(demo.demo)
 app.command()(train.train)
 evaluate.app.command()(alignment.alignment)
+evaluate.app.command()(suite.suite)
 app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)
 app.command()(retrieve.retrieve)

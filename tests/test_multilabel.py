@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -14,38 +13,9 @@ from sklearn.metrics import precision_recall_curve
 
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation.embed import embed_images, embed_texts
-from softclip_cli.evaluation.images import BytesImages, digest
+from softclip_cli.evaluation.images import BytesImages
 from softclip_cli.evaluation.multilabel import eleven_points, flat_hits, mean_average_precision, multi_label
-
-ONCE = np.ones((1, 1), dtype=int)
-
-
-@dataclass(frozen=True)
-class Several:
-    """What `sets.MultiLabelSet` has."""
-
-    images: BytesImages
-    labels: tuple[np.ndarray, ...]
-    class_names: tuple[str, ...] | None
-    ignored: tuple[np.ndarray, ...] | None = None
-    prompts: tuple[str, ...] = ("a photo of a {}.", "a drawing of a {}.")
-    name: str = "several"
-    split: str = "test"
-    class_names_source: str = "here"
-    prompts_source: str = "here"
-    layout: str = "none"
-    expected_size: int | None = None
-
-    @property
-    def class_count(self) -> int:
-        return len(self.class_names or ())
-
-    def class_label(self, index: int) -> str:
-        assert self.class_names is not None
-        return self.class_names[index]
-
-    def content(self) -> str:
-        return digest([found.tolist() for found in self.labels])
+from softclip_cli.evaluation.sets import MultiLabelSet
 
 
 def slow_eleven_points(scores: list[float], truth: list[bool], counts: list[int]) -> Fraction | None:
@@ -151,11 +121,13 @@ def test_flat_hits_count_images_whose_first_classes_meet_the_true_ones() -> None
         assert entry["low"] <= entry["value"] <= entry["high"]
 
 
-def several(ignored: bool) -> Several:
+def several(ignored: bool) -> MultiLabelSet:
     rng = np.random.default_rng(4)
     labels = tuple(np.sort(rng.choice(6, rng.integers(1, 4), replace=False)) for _ in range(24))
     left_out = tuple(np.setdiff1d(rng.choice(6, 1), true) for true in labels) if ignored else None
-    return Several(BytesImages(pictures(24)), labels, ("ant", "bee", "cow", "dog", "elk", "fox"), left_out)
+    names = ("ant", "bee", "cow", "dog", "elk", "fox")
+    prompts = ("a photo of a {}.", "a drawing of a {}.")
+    return MultiLabelSet("several", "test", BytesImages(pictures(24)), labels, names, prompts=prompts, ignored=left_out)
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -187,6 +159,7 @@ def test_a_document_equals_plain_arithmetic_on_the_embeddings(ignored: bool) -> 
 
 
 def test_a_set_without_any_true_label_is_refused() -> None:
-    data = Several(BytesImages(pictures(2)), (np.array([], dtype=int),) * 2, ("ant", "bee"))
+    none = (np.array([], dtype=int),) * 2
+    data = MultiLabelSet("none", "test", BytesImages(pictures(2)), none, ("ant", "bee"), allow_empty=True)
     with pytest.raises(DataError, match="no image has a true class"):
         multi_label(lively_model(), data)

@@ -122,12 +122,14 @@ def zeroshot(
     Example: softclip eval zeroshot --dataset imagenet
     """
     from softclip_cli.errors import UsageError
-    from softclip_cli.evaluation.find import task_of
-    from softclip_cli.evaluation.locate import Texts, classification_set
+    from softclip_cli.evaluation.find import tasks_of
+    from softclip_cli.evaluation.locate import Texts, classification_set, multi_label_set
+    from softclip_cli.evaluation.multilabel import multi_label
     from softclip_cli.evaluation.zeroshot import require_class_names, zero_shot
     from softclip_cli.reports.confusion import check_ending, write_confusion
 
-    several = task_of(dataset) == "multi-label"
+    tasks = tasks_of(dataset)
+    several = "multi-label" in tasks and "classification" not in tasks
     if confusion is not None:
         check_ending(confusion)
         if several:
@@ -139,9 +141,6 @@ def zeroshot(
     texts = Texts(classnames, templates)
     options = embed_options(batch_size, workers, precision, cache, no_cache)
     if several:
-        from softclip_cli.evaluation.locate import multi_label_set
-        from softclip_cli.evaluation.multilabel import multi_label
-
         labelled = multi_label_set(dataset, split=split, root=data_root, texts=texts)
         require_class_names(labelled)
         taken = take_model(model, device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.catalogue import Entry, catalogue, find_entry
+from softclip_cli.evaluation.corpus_sets import find_task
 from softclip_cli.evaluation.layouts import Layout, Wanted, all_layouts, match_split, require_split
 
 DATA_VARIABLE = "SOFTCLIP_DATA"
@@ -123,14 +124,30 @@ def find_set(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Pa
     )
 
 
-def task_of(dataset: str) -> str:
-    """What the catalogue says that a dataset is for; an empty string for a folder of the user's own.
+def tasks_of(dataset: str) -> list[str]:
+    """What a dataset can be used for: the catalogue's task, or what a folder's layouts or a corpus offer.
+
+    Returns:
+        Some of "classification", "multi-label", "retrieval", "ratings".
 
     Raises:
         DataError: it is neither in the catalogue nor a folder.
     """
     base, _ = parse_dataset(dataset)
-    return find_entry(base)[1].task if own_folder(base) is None else ""
+    folder = own_folder(base)
+    if folder is None:
+        return [find_entry(base)[1].task]
+    corpus = corpus_at(folder)
+    kinds = {"zeroshot": "classification", "retrieval": "retrieval"}
+    offered = [task for kind, task in kinds.items() if corpus is not None and find_task(corpus, kind)]
+    if offered:
+        return offered
+    layouts = all_layouts().values()
+    return [
+        task
+        for task in ("classification", "multi-label", "retrieval")
+        if any(layout.reads(task) and layout.splits(folder, Wanted(), False) for layout in layouts)
+    ]
 
 
 def present(name: str, root: Path) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from softclip_cli.evaluation import result
 from softclip_cli.evaluation.embed import EmbeddingModel, EmbedOptions, ImageFeatures, Progress, embed_images
 from softclip_cli.evaluation.intervals import CHUNK, RESAMPLES, bootstrap_mean, ends, metric
 from softclip_cli.evaluation.scoring import block_rows
+from softclip_cli.evaluation.sets import MultiLabelSet
 from softclip_cli.evaluation.zeroshot import (
-    NamedClasses,
     dataset_facts,
     repeated_names,
     require_class_names,
@@ -27,20 +27,6 @@ DEPTHS = (1, 2, 5, 10)
 POINTS = 10  # recall 0/10, 1/10, ..., 10/10
 INTERVAL = "bootstrap over images, 95 %"
 MOST_CLASSES = 500  # beyond which average precision is not computed: such sets are reported by hit@k
-
-
-class MultiLabels(NamedClasses, Protocol):
-    """What is evaluated here: `sets.MultiLabelSet`.
-
-    `labels` are N sorted int64 arrays of the true classes of each image, `ignored` likewise the classes that are
-    neither right nor wrong for it (VOC's "difficult" objects), or None.
-    """
-
-    @property
-    def labels(self) -> tuple[np.ndarray, ...]: ...
-    @property
-    def ignored(self) -> tuple[np.ndarray, ...] | None: ...
-    def class_label(self, index: int) -> str: ...
 
 
 def table_of(lists: Sequence[np.ndarray], class_count: int) -> np.ndarray:
@@ -182,7 +168,7 @@ def flat_hits(best: np.ndarray, labels: Sequence[np.ndarray], class_count: int) 
 
 def multi_label(
     model: EmbeddingModel,
-    data: MultiLabels,
+    data: MultiLabelSet,
     *,
     options: EmbedOptions | None = None,
     features: ImageFeatures | None = None,

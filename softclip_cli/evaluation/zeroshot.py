@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,39 +22,13 @@ from softclip_cli.evaluation.embed import (
     embed_texts,
     text_cache_key,
 )
-from softclip_cli.evaluation.images import ImageSource, digest
+from softclip_cli.evaluation.images import digest
 from softclip_cli.evaluation.intervals import bootstrap_class_mean, metric, share_metric
 from softclip_cli.evaluation.scoring import top_matches
-from softclip_cli.evaluation.sets import ClassificationSet
+from softclip_cli.evaluation.sets import ClassificationSet, MultiLabelSet
 
 Kept = TypeVar("Kept")
 TEXTS_AT_ONCE = 65_536  # prompts whose embeddings are held together: 1,000 classes × 80 need two rounds
-
-
-class NamedClasses(Protocol):
-    """What zero-shot evaluation needs of a set besides its labels: `ClassificationSet` and `MultiLabelSet` have it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def images(self) -> ImageSource: ...
-    @property
-    def class_names(self) -> tuple[str, ...] | None: ...
-    @property
-    def class_count(self) -> int: ...
-    @property
-    def prompts(self) -> tuple[str, ...]: ...
-    @property
-    def class_names_source(self) -> str: ...
-    @property
-    def prompts_source(self) -> str: ...
-    @property
-    def layout(self) -> str: ...
-    @property
-    def expected_size(self) -> int | None: ...
-    def content(self) -> str: ...
 
 
 def class_embeddings(
@@ -144,7 +118,7 @@ def confusion(best: np.ndarray, labels: np.ndarray, class_count: int) -> dict[st
     }
 
 
-def dataset_facts(data: NamedClasses, features: ImageFeatures) -> dict[str, Any]:
+def dataset_facts(data: ClassificationSet | MultiLabelSet, features: ImageFeatures) -> dict[str, Any]:
     """The `dataset` part of a result."""
     facts: dict[str, Any] = {
         "name": data.name,
@@ -159,7 +133,7 @@ def dataset_facts(data: NamedClasses, features: ImageFeatures) -> dict[str, Any]
     return facts
 
 
-def require_class_names(data: NamedClasses) -> tuple[str, ...]:
+def require_class_names(data: ClassificationSet | MultiLabelSet) -> tuple[str, ...]:
     """The set's class names.
 
     Raises:
@@ -177,7 +151,7 @@ def require_class_names(data: NamedClasses) -> tuple[str, ...]:
 
 def with_prompts(
     model: EmbeddingModel,
-    data: NamedClasses,
+    data: ClassificationSet | MultiLabelSet,
     judge: Callable[[Tensor], tuple[dict[str, Any], Kept]],
     *,
     options: EmbedOptions,
@@ -219,7 +193,7 @@ def with_prompts(
     return metrics, kept, protocol
 
 
-def repeated_names(data: NamedClasses) -> dict[str, Any]:
+def repeated_names(data: ClassificationSet | MultiLabelSet) -> dict[str, Any]:
     """For the details: the names that several classes share, where there are any."""
     given = data.class_names or ()
     repeated = sorted({name for name in given if given.count(name) > 1})
