@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,147 +13,199 @@ import datasets
 import numpy as np
 import open_clip
 import pytest
-from eval_fixtures import pictures, png, write_class_folders
+from catalogue_folders import link_images, numbered, seen, table, words, write
+from eval_fixtures import pictures, write_class_folders
+from PIL import Image
 
 from softclip_cli.errors import DataError, UsageError
-from softclip_cli.evaluation import names
-from softclip_cli.evaluation.catalogue import Entry, catalogue, find_entry
-from softclip_cli.evaluation.find import data_root, parse_dataset, present
+from softclip_cli.evaluation import find, names
+from softclip_cli.evaluation.catalogue import catalogue, find_entry
+from softclip_cli.evaluation.find import data_root, parse_dataset, present, wanted
 from softclip_cli.evaluation.images import FileImages
 from softclip_cli.evaluation.layouts import all_layouts
-from softclip_cli.evaluation.locate import Texts, classification_set, probe_sets, rated_set, retrieval_set
+from softclip_cli.evaluation.locate import (
+    Texts,
+    classification_set,
+    multi_label_set,
+    probe_sets,
+    rated_set,
+    retrieval_set,
+)
 
-DOT = png(np.zeros((2, 2, 3), dtype=np.uint8))
-CLASSIFICATION = [name for name, entry in catalogue().items() if entry.task == "classification"]
-RETRIEVAL = [name for name, entry in catalogue().items() if entry.task == "retrieval"]
+DOT = numbered(0)
 OPENERS: dict[str, Callable[..., Any]] = {
     "classification": classification_set,
+    "multi-label": multi_label_set,
     "retrieval": retrieval_set,
     "ratings": rated_set,
 }
-READERS = {"classification": "labelled", "retrieval": "captioned", "ratings": "rated"}
-BENCHMARK = {"cifar10": [f"kind {i}" for i in range(10)], "cifar100": [f"kind {i}" for i in range(100)]}
 
 
-def folder_names(entry: Entry) -> list[str]:
-    words = [f"class_{number:04d}" for number in range(entry.classes or 0)]
-    return [f"n{number:08d}" for number in range(len(words))] if entry.folder_names == "wnid" else words
+def cases(task: str) -> list[tuple[str, str]]:
+    return [(name, layout) for name, entry in catalogue().items() if entry.task == task for layout in entry.layouts]
 
 
-def table(entry: Entry, count: int, split: str, *, label_names: list[str] | None) -> datasets.Dataset:
-    """Rows as the Hub has them: an image and a label, or an image and a list of captions."""
-    image = entry.image_column or "image"
-    rows: dict[str, list] = {image: [{"bytes": DOT, "path": None}] * count}
-    features: dict = {image: datasets.Image()}
-    if entry.task == "classification":
-        label = entry.label_column or "label"
-        rows[label] = [number % (entry.classes or 1) for number in range(count)]
-        features[label] = datasets.ClassLabel(names=label_names) if label_names else datasets.Value("int64")
-    else:
-        rows["caption"] = [[f"caption {i} {k}" for k in range(5)] for i in range(count)]
-        features["caption"] = datasets.List(datasets.Value("string"))
-    if entry.split_column:
-        rows[entry.split_column] = [split] * count
-        features[entry.split_column] = datasets.Value("string")
-    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-
-
-def link_images(folder: Path, names_: list[str]) -> None:
-    """Many names of one small file: quick to make."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / names_[0]).write_bytes(DOT)
-    for name in names_[1:]:
-        os.link(folder / names_[0], folder / name)
-
-
-def write_layout(root: Path, name: str, layout: str) -> None:
-    """The dataset, tiny, in one of its layouts."""
-    entry = catalogue()[name]
-    place, split = root / entry.folders[0], entry.split
-    count = entry.classes if entry.task == "classification" else entry.sizes[split]
-    assert count is not None
-    label_names = folder_names(entry)
-    if layout == "class-folders":
-        for folder in label_names:
-            link_images(place / split / folder, ["1.JPEG"])
-            if entry.train:
-                link_images(place / entry.train / folder, ["1.JPEG"])
-    elif layout == "hub-parquet":
-        place = place / "config"
-        place.mkdir(parents=True)
-        table(entry, count, split, label_names=label_names).to_parquet(
-            place / f"{split}-00000-of-00001.parquet", batch_size=97
-        )
-    elif layout == "datasets":
-        datasets.DatasetDict({split: table(entry, count, split, label_names=label_names)}).save_to_disk(place)
-    elif layout == "corpus":
-        from softclip_cli.data.corpus import CorpusWriter, Record, features_for
-
-        labelled = entry.task == "classification"
-        with (
-            CorpusWriter(place) as writer,
-            writer.split(split, features_for(class_names=label_names if labelled else None)) as part,
-        ):
-            for i in range(count):
-                part.write(Record(f"{i}", DOT, [f"caption {i} {k}" for k in range(5)], label=i if labelled else None))
-    elif layout == "karpathy":
-        files = [f"{i}.jpg" for i in range(count)]
-        link_images(place / "images", files)
-        sentences = [{"raw": f" a caption {k}"} for k in range(6)]
-        images = [{"filename": file, "split": split, "sentences": sentences} for file in files]
-        images += [{"filename": "missing.jpg", "split": "train", "sentences": sentences}]
-        (place / "dataset_any.json").write_text(json.dumps({"images": images, "dataset": name}))
-    elif layout == "flickr-captions":
-        files = [f"{i}.jpg" for i in range(count)]
-        link_images(place / "Images", files)
-        lines = [f"{file}#{k}\tcaption {k} ." for file in [*files, "other.jpg"] for k in range(5)]
-        (place / "Any.token.txt").write_text("\n".join(lines))
-        (place / "Any.lemma.token.txt").write_text("wrong file")
-        (place / f"Any_8k.{split}Images.txt").write_text("\n".join(files))
-        (place / "Any_8k.trainImages.txt").write_text("other.jpg\n")
-    else:
-        raise AssertionError(f"no test data for layout {layout}")
+def benchmark_keys() -> dict[str, int]:
+    """What the catalogue asks clip-benchmark for → number of classes."""
+    return {
+        source.partition(":")[2]: entry.classes or 0
+        for entry in catalogue().values()
+        for source in [*entry.class_names, *entry.prompts]
+        if source.startswith("clip_benchmark:")
+    }
 
 
 @pytest.fixture
 def benchmark_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if clip-benchmark were installed, with lists of its form."""
+    counts = benchmark_keys()
     monkeypatch.setattr(
-        names, "from_clip_benchmark", lambda key, kind: tuple(BENCHMARK[key]) if kind == "names" else ("{} here",)
+        names,
+        "from_clip_benchmark",
+        lambda key, kind: tuple(f"{key} {i}" for i in range(counts[key])) if kind == "names" else (key + " {}",),
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "layout"), [(name, layout) for name in CLASSIFICATION for layout in catalogue()[name].layouts]
-)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue's sets with at most twelve classes or images, which are written and read in no time."""
+    for name, entry in list(catalogue().items()):
+        changes: dict[str, Any] = {"sizes": dict.fromkeys(entry.sizes, 12)} if entry.task == "retrieval" else {}
+        if entry.task == "classification":
+            changes = {"classes": min(entry.classes or 0, 12)}
+        monkeypatch.setitem(catalogue(), name, entry.model_copy(update=changes))
+    lines, subset = find.timm_lines, names.subset_of_reference
+    monkeypatch.setattr(find, "timm_lines", lambda name: lines(name)[:12])
+    monkeypatch.setattr(
+        names, "subset_of_reference", lambda entry: (subset(entry) or tuple(range(entry.classes or 0)))[:12]
+    )
+
+
+def expected_names(name: str, layout: str) -> list[str] | None:
+    """The class names that the entry promises for this layout, from what the writers wrote."""
+    entry, own = catalogue()[name], words(name, catalogue()[name])
+    count = entry.classes or 0
+    if layout == "webdataset":
+        return [f"own {i}" for i in range(count)]
+    first, _, key = entry.class_names[0].partition(":")
+    if first == "open_clip":
+        indices = names.subset_of_reference(entry) or range(count)
+        return [open_clip.IMAGENET_CLASSNAMES[i] for i in indices]
+    if first == "timm":
+        lemmas = dict(line.split("\t") for line in names.timm_lines("imagenet_synset_to_lemma"))
+        return [lemmas[word].split(", ")[0] for word in own]
+    if first == "clip_benchmark":
+        return [f"{key} {i}" for i in range(count)]
+    if layout == "arrays" and name == "fashion-mnist":
+        from torchvision.datasets import FashionMNIST
+
+        return list(FashionMNIST.classes)
+    own = [f"thing {word}" for word in own] if layout == "list-files" and name == "objectnet" else own
+    return [word.replace("_", " ") for word in own]
+
+
+@pytest.mark.parametrize(("name", "layout"), cases("classification"))
 def test_classification_sets_are_read_in_every_layout(
+    name: str, layout: str, tmp_path: Path, small: None, benchmark_lists: None
+) -> None:
+    entry = catalogue()[name]
+    write(tmp_path, name, layout)
+    undivided = layout == "class-folders" and entry.whole not in ("", entry.split)
+    data = classification_set(name, root=tmp_path, split=entry.whole if undivided else None)
+    assert (data.name, data.layout, data.class_count) == (name, layout, entry.classes)
+    assert entry.aliases.get(data.split, data.split) == (entry.whole if undivided else entry.split)
+    assert sorted(data.labels) == list(range(entry.classes or 0))
+    assert [seen(data.images[i]) for i in range(len(data.images))] == data.labels.tolist()
+    assert list(data.class_names or ()) == expected_names(name, layout)
+    assert data.expected_size == entry.sizes.get(entry.whole if undivided else entry.split)
+    if layout == "webdataset":
+        assert data.prompts == ("an own {}.",)
+    elif entry.prompts and entry.prompts[0].startswith("clip_benchmark"):
+        assert data.prompts == (entry.prompts[0].partition(":")[2] + " {}",)
+    else:
+        assert len(data.prompts) == (80 if entry.prompts else 1)
+    assert undivided or present(name, tmp_path) == tmp_path / entry.folders[0]
+
+
+def test_imagenet_has_its_thousand_classes(tmp_path: Path) -> None:
+    """At its full size, in contrast to the sets above: ids, names and prompts fit together."""
+    write(tmp_path, "imagenet", "hub-parquet")
+    data = classification_set("imagenet", root=tmp_path)
+    assert data.class_names == tuple(open_clip.IMAGENET_CLASSNAMES) and len(data.prompts) == 80
+    assert wanted(catalogue()["imagenet"]).ids == tuple(sorted(names.timm_lines("imagenet_synsets")))
+
+
+@pytest.mark.parametrize(("name", "layout"), [case for case in cases("classification") if case[1] == "arrays"])
+def test_arrays_of_pixels_stand_upright_and_in_colour(name: str, layout: str, tmp_path: Path, small: None) -> None:
+    write(tmp_path, name, layout)
+    data = classification_set(name, root=tmp_path)
+    for index in (0, 7):
+        picture = Image.open(io.BytesIO(data.images[index]))
+        width, height = picture.size
+        assert picture.getpixel((width - 1, height - 1)) in (index, (index, index, index))
+        assert picture.getpixel((width - 1, 0)) in (200, (200, 0, 0))
+        assert picture.getpixel((0, height - 1)) in (index, (index, index, index))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [case for case in cases("classification") if case[1] in ("list-files", "arrays")]
+)
+def test_the_training_split_of_a_release_has_the_same_labels(
+    name: str, layout: str, tmp_path: Path, small: None, benchmark_lists: None
+) -> None:
+    entry = catalogue()[name]
+    if entry.train is None:
+        pytest.skip("no training split")
+    write(tmp_path, name, layout)
+    sets = probe_sets(name, root=tmp_path)
+    for part in (sets.train, sets.test, *([sets.validation] if sets.validation else [])):
+        assert [seen(part.images[i]) for i in range(len(part.images))] == part.labels.tolist()
+    assert sets.train.split == entry.train and sets.train.class_names == sets.test.class_names
+    assert (sets.validation is None) == (entry.validation is None)
+
+
+@pytest.mark.parametrize(("name", "layout"), cases("multi-label"))
+def test_multi_label_sets_are_read_in_every_layout(
     name: str, layout: str, tmp_path: Path, benchmark_lists: None
 ) -> None:
     entry = catalogue()[name]
-    write_layout(tmp_path, name, layout)
-    data = classification_set(name, root=tmp_path)
-    assert (data.name, data.split, data.layout) == (name, entry.split, layout)
-    assert data.class_count == entry.classes and sorted(data.labels) == list(range(entry.classes or 0))
-    assert data.images[entry.classes - 1] == DOT if entry.classes else None
-    assert data.class_names is not None and len(data.class_names) == entry.classes
-    assert data.expected_size == entry.sizes[entry.split]
+    write(tmp_path, name, layout)
+    data = multi_label_set(name, root=tmp_path)
+    numbers, labels = [seen(data.images[i]) for i in range(len(data.images))], [own.tolist() for own in data.labels]
+    assert (data.name, data.layout, data.split) == (name, layout, entry.split)
     assert present(name, tmp_path) == tmp_path / entry.folders[0]
-    if entry.class_names[0].startswith("open_clip"):
-        assert data.class_names == tuple(open_clip.IMAGENET_CLASSNAMES) and len(data.prompts) == 80
+    if entry.classes == 20:
+        assert labels == [[number] for number in numbers] and len(numbers) == 20
+        difficult = [[(number - 1) % 20] for number in numbers]
+        assert data.ignored is None if layout == "webdataset" else [o.tolist() for o in data.ignored or ()] == difficult
+        own = [f"own {i}" if layout == "webdataset" else f"class{i:04d}" for i in range(20)]
+        assert list(data.class_names or ()) == own
+        assert data.prompts == (("an own {}.",) if layout == "webdataset" else ("voc2007_multilabel {}",))
+    elif entry.ids:
+        ids = wanted(entry).ids
+        tench = [index for index, synset in enumerate(ids) if synset == "n01440764"]
+        assert len(tench) == 2 and tench[1] == 21843  # in 21k and again as the first of the 1k
+        by_number = dict(zip(numbers, labels, strict=True))
+        assert by_number[0] == [0] and by_number[2 if layout == "class-folders" else 1] == tench
+        assert data.class_count == 22843 and data.class_names is not None
+        assert data.class_names[0] == "organism,or being" and data.class_names[21843] == "tench,or Tinca tinca"
+        assert "generic" in data.prompts_source
     else:
-        assert data.class_names[:2] == ("class 0000", "class 0001")
+        assert labels == [[0, 1], [2]] and numbers == [0, 1]
+        assert data.class_names == ("Apple", "Ball, round", "Cat", "Dog") and data.empty_classes.tolist() == [3]
 
 
-@pytest.mark.parametrize(
-    ("name", "layout"), [(name, layout) for name in RETRIEVAL for layout in catalogue()[name].layouts]
-)
-def test_retrieval_sets_are_read_in_every_layout(name: str, layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "layout"), cases("retrieval"))
+def test_retrieval_sets_are_read_in_every_layout(name: str, layout: str, tmp_path: Path, small: None) -> None:
     entry = catalogue()[name]
-    write_layout(tmp_path, name, layout)
+    write(tmp_path, name, layout)
     data = retrieval_set(name, root=tmp_path)
     assert len(data.images) == entry.sizes["test"] and data.layout == layout
     assert {len(captions) for captions in data.captions} == {5}
-    assert data.images[len(data.images) - 1] == DOT
+    if layout not in ("karpathy", "flickr-captions"):  # those have many names of one file
+        for index in (0, 1, len(data.images) - 1):
+            number = seen(data.images[index])
+            assert data.captions[index] == [f"caption {number} {k}" for k in range(5)]
     assert data.gallery() == f"{entry.sizes['test']:,} images × {5 * entry.sizes['test']:,} texts"
 
 
@@ -166,20 +219,71 @@ def test_a_missing_dataset_says_where_to_get_it_and_how_it_must_lie(name: str, t
     assert error.exit_code == 3 and name in error.what
     assert entry.hub in error.hint and entry.site in error.hint and "--data-root" in error.hint
     assert str(tmp_path) in error.why and all(folder in error.why for folder in entry.folders)
-    assert all(all_layouts()[layout].shape in error.why for layout in entry.layouts)
+    assert all(all_layouts()[layout].shape_of(wanted(entry)) in error.why for layout in entry.layouts)
+    assert entry.example in error.why
 
 
 @pytest.mark.parametrize("name", list(catalogue()))
 def test_entries_name_what_exists(name: str) -> None:
     entry = catalogue()[name]
-    assert set(entry.layouts) <= set(all_layouts()) and entry.split in entry.sizes
-    for layout in entry.layouts:
-        assert getattr(all_layouts()[layout], READERS[entry.task]) is not None
+    assert set(entry.layouts) <= set(all_layouts()) and (entry.split in entry.sizes or not entry.sizes)
+    assert all(all_layouts()[layout].reads(entry.task) for layout in entry.layouts)
     for source in [*entry.class_names, *entry.prompts]:
         where, _, what = source.partition(":")
-        assert where in ("dataset", "open_clip", "clip_benchmark")
+        assert where in ("dataset", "open_clip", "clip_benchmark", "timm", "torchvision")
         assert where != "open_clip" or hasattr(open_clip, what)
+    shapes = {"list-files": "lists", "arrays": "arrays", "class-lists": "class_lists", "label-table": "table"}
+    for layout, field in shapes.items():
+        assert (layout in entry.layouts) == (getattr(entry, field) is not None), layout
+    assert entry.reference is None or catalogue()[entry.reference].task == entry.task
+    assert entry.train is None or entry.train != entry.split
     assert entry.licence and entry.citation and entry.site.startswith("https://")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("clip_benchmark") is None, reason="clip-benchmark is not installed")
+@pytest.mark.parametrize("name", list(catalogue()))
+def test_clip_benchmark_has_what_the_catalogue_asks_for(name: str) -> None:
+    entry = catalogue()[name]
+    for source in entry.class_names:
+        where, _, key = source.partition(":")
+        if where == "clip_benchmark" and entry.class_names[0] == source:
+            assert len(names.from_clip_benchmark(key, "names") or ()) == entry.classes
+    for source in entry.prompts:
+        where, _, key = source.partition(":")
+        assert where != "clip_benchmark" or names.prompts([source])[1] == source
+
+
+def test_a_shifted_sets_classes_are_those_of_its_reference() -> None:
+    """Independent of the list of indices: each class's WordNet id has the same place in ImageNet's own order."""
+    order = names.timm_lines("imagenet_synsets")
+    for name, count in (("imagenet-a", 200), ("imagenet-r", 200)):
+        entry = catalogue()[name]
+        subset = names.subset_of_reference(entry)
+        assert subset is not None and len(subset) == count == entry.classes
+        assert tuple(order[index] for index in subset) == wanted(entry).ids
+    assert names.subset_of_reference(catalogue()["imagenet-v2"]) is None
+
+
+def test_objectnets_classes_of_imagenet_are_in_its_own_mapping(tmp_path: Path) -> None:
+    entry = catalogue()["objectnet"]
+    assert names.subset_of_reference(entry) is None and names.subset_of_reference(entry, tmp_path) is None
+    mapping = tmp_path / "mappings" / "objectnet_to_imagenet_1k.json"
+    mapping.parent.mkdir()
+    mapping.write_text(json.dumps({"Alarm clock": "digital clock; analog clock", "Fish": "tench, Tinca tinca"}))
+    subset = names.subset_of_reference(entry, tmp_path)
+    assert [open_clip.IMAGENET_CLASSNAMES[i] for i in subset or ()] == ["tench", "analog clock", "digital clock"]
+    mapping.write_text(json.dumps({"Fish": "no such fish"}))
+    with pytest.raises(DataError, match="1 of 1 classes are none of ImageNet's"):
+        names.subset_of_reference(entry, tmp_path)
+
+
+def test_a_package_list_is_not_laid_over_labels_of_another_order(tmp_path: Path, benchmark_lists: None) -> None:
+    """clip-benchmark's lists follow the sorted folders of a release; a copy with other labels names its own classes."""
+    entry = catalogue()["eurosat"]
+    own = [f"kind {9 - i}" for i in range(10)]
+    rows = table(entry, 10, "test", label_names=own)
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "eurosat")
+    assert list(classification_set("eurosat", root=tmp_path).class_names or ()) == own
 
 
 def test_the_data_root_may_be_the_dataset_itself(tmp_path: Path) -> None:
@@ -188,7 +292,7 @@ def test_the_data_root_may_be_the_dataset_itself(tmp_path: Path) -> None:
 
 
 def test_another_dataset_below_the_root_is_not_mistaken(tmp_path: Path) -> None:
-    write_layout(tmp_path, "cifar10", "hub-parquet")
+    write(tmp_path, "cifar10", "hub-parquet")
     with pytest.raises(DataError, match="cifar100 is not on this machine"):
         classification_set("cifar100", root=tmp_path)
 
@@ -252,7 +356,7 @@ def test_clip_benchmarks_lists_are_read_without_importing_it(tmp_path: Path, mon
 
 
 def test_without_prompts_the_result_says_generic(tmp_path: Path) -> None:
-    write_layout(tmp_path, "pacs", "class-folders")
+    write(tmp_path, "pacs", "class-folders")
     data = classification_set("pacs", root=tmp_path)
     assert data.prompts == ("a photo of a {}.",) and "generic" in data.prompts_source
 
@@ -310,11 +414,12 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
 
 
 def test_a_wrong_number_of_class_folders_is_named(tmp_path: Path) -> None:
-    write_class_folders(tmp_path / "imagenet", {f"n{i:08d}": 1 for i in range(3)}, "val")
+    ids = names.timm_lines("imagenet_synsets")
+    write_class_folders(tmp_path / "imagenet", {ids[i]: 1 for i in range(3)}, "val")
     with pytest.raises(DataError, match="3 class folders where 1,000 are expected"):
         classification_set("imagenet", root=tmp_path)
     write_class_folders(tmp_path / "imagenet", {"tench": 1}, "val")
-    with pytest.raises(DataError, match="not named by WordNet ids"):
+    with pytest.raises(DataError, match="1 class folders are none of the 1,000 classes"):
         classification_set("imagenet", root=tmp_path)
 
 
@@ -404,7 +509,7 @@ def test_a_folder_without_splits_is_divided(tmp_path: Path) -> None:
 
 
 def test_a_probe_without_a_training_split_asks_for_one(tmp_path: Path) -> None:
-    write_layout(tmp_path, "pacs", "class-folders")
+    write(tmp_path, "pacs", "class-folders")
     with pytest.raises(DataError, match="no training split") as caught:
         probe_sets("pacs", root=tmp_path)
     assert "--train-split" in caught.value.hint

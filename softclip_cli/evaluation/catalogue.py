@@ -15,6 +15,7 @@ from pydantic import Field
 
 from softclip_cli.config import Section
 from softclip_cli.errors import DataError, nearest
+from softclip_cli.evaluation.shapes import Arrays, ClassLists, LabelTable, Lists
 
 
 class Entry(Section):
@@ -36,6 +37,16 @@ class Entry(Section):
     """Accepted layouts, by their name in `layouts.py`."""
     example: str
     """One file as it lies in the first of the layouts."""
+    ids: list[str] = Field(default_factory=list)
+    """Sources of the class folders' names in label order, one list after the other: `timm:FILE`; left out: their own order."""
+    lists: Lists | None = None
+    """The authors' release, where it lists its images."""
+    arrays: Arrays | None = None
+    """The authors' release, where it has arrays of pixels."""
+    class_lists: ClassLists | None = None
+    """The authors' release, where it has a list for each class."""
+    table: LabelTable | None = None
+    """The authors' release, where it has a table of labels."""
     folder_names: Literal["words", "wnid"] = "words"
     """What the class folders are called: class names, or WordNet ids, whose sorted order is the label order."""
     image_column: str | None = None
@@ -50,6 +61,10 @@ class Entry(Section):
     """How many captions of each image count (the first ones); left out: all."""
     split: str
     """The split that results are reported on."""
+    whole: str = ""
+    """The name of the split that a copy without split folders is; left out: such a copy is not taken."""
+    aliases: dict[str, str] = Field(default_factory=dict)
+    """What some copies call a split → its name here, where it is not just another usual name such as `valid`."""
     train: str | None = None
     """The split that a probe is fitted on; left out: there is none."""
     validation: str | None = None
@@ -65,7 +80,8 @@ class Entry(Section):
     reference: str | None = None
     """The set without the shift, for a natural-shift set: its accuracy is the one that this set's is compared with."""
     reference_subset: str = ""
-    """Which of the reference's classes this set has: `timm:FILE` (a list of indices that timm ships); empty: all."""
+    """Which of the reference's classes this set has: `timm:FILE` (indices that timm ships), or `lemmas:FILE` (a JSON file of
+    the set whose values are lemmas of ImageNet's classes); empty: all."""
     rating_columns: tuple[int, ...] = ()
     """Columns of a file of ratings that are ratings, counted from 0."""
     leave_out_own: bool = False

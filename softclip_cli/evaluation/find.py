@@ -9,7 +9,8 @@ from softclip_cli.data.corpus import Corpus
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.catalogue import Entry, catalogue, find_entry
 from softclip_cli.evaluation.corpus_sets import find_task
-from softclip_cli.evaluation.layouts import Layout, Wanted, all_layouts, match_split, require_split
+from softclip_cli.evaluation.layouts import WHOLE, Layout, Wanted, all_layouts, match_split, require_split
+from softclip_cli.evaluation.names import timm_lines
 
 DATA_VARIABLE = "SOFTCLIP_DATA"
 COMMANDS = {
@@ -84,34 +85,50 @@ def wanted(entry: Entry) -> Wanted:
         entry.classes,
         entry.rating_columns,
         entry.leave_out_own,
+        tuple(line for source in entry.ids for line in timm_lines(source.partition(":")[2])),
+        entry.whole,
+        entry.lists,
+        entry.arrays,
+        entry.class_lists,
+        entry.table,
     )
 
 
-def find_set(name: str, entry: Entry, root: Path, split: str | None) -> tuple[Path, Layout, str]:
+def find_set(
+    name: str, entry: Entry, root: Path, split: str | None, *, by_name: bool = False
+) -> tuple[Path, Layout, str]:
     """The folder of a catalogue dataset, its layout and the split's name there.
+
+    With `by_name`, only folders count that are called as the entry says.
 
     Raises:
         DataError: it is not there (where to get it, which layouts, where it was looked for), or lacks the split.
     """
     layouts = [all_layouts()[layout] for layout in entry.layouts]
     places = [(root / folder, False) for folder in entry.folders if (root / folder).is_dir()]
-    if root.is_dir():
+    if root.is_dir() and not (by_name and root.resolve().name not in entry.folders):
         # The data root may be the dataset itself. Where its name does not say so, others below it must not be mistaken.
         places.append((root, root.resolve().name not in entry.folders))
     without_split: tuple[Path, list[str]] | None = None
+    wants = wanted(entry)
     for folder, shallow in places:
         for layout in layouts:
-            splits = layout.splits(folder, wanted(entry), shallow)
+            splits = layout.splits(folder, wants, shallow)
+            if splits == [WHOLE] and entry.whole and not shallow:
+                splits = [entry.whole]
             if not splits:
                 continue
-            found = match_split(split or entry.split, splits)
+            found = match_split(split or entry.split, splits) or next(
+                (there for there, here in entry.aliases.items() if here == (split or entry.split) and there in splits),
+                None,
+            )
             if found is not None:
                 return folder, layout, found
             if not shallow and without_split is None:
                 without_split = (folder, splits)
     if without_split is not None:
         require_split(split or entry.split, without_split[1], f"{name} in {without_split[0]}")
-    shapes = "; ".join(f"({number}) {layout.shape}" for number, layout in enumerate(layouts, 1))
+    shapes = "; ".join(f"({number}) {layout.shape_of(wants)}" for number, layout in enumerate(layouts, 1))
     looked = f"{', '.join(entry.folders)} in {root}/ and {root}/ itself"
     there = next((place for place, shallow in places if not shallow), None)
     state = f"{there} is there, but not in an accepted layout; " if there else ""
@@ -154,7 +171,7 @@ def present(name: str, root: Path) -> Path | None:
     """The folder in which a catalogue dataset is found with the split that is reported, or None."""
     entry = catalogue()[name]
     try:
-        return find_set(name, entry, root, None)[0]
+        return find_set(name, entry, root, None, by_name=True)[0]
     except DataError:
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,9 @@ from softclip_cli.data.sources.base import SPLIT_NAMES
 from softclip_cli.data.sources.walk import is_image_name, walk
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation.images import FileImages
-from softclip_cli.evaluation.layouts import WHOLE, Labelled, Layout, Wanted
-from softclip_cli.evaluation.names import read_class_names
+from softclip_cli.evaluation.layouts import WHOLE, Labelled, Layout, MultiLabelled, Wanted
+from softclip_cli.evaluation.names import WNID, read_class_names
 
-WNID = re.compile(r"n\d{8}")
 NAMES_FILE = "classnames.txt"
 
 
@@ -32,7 +30,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _splits(folder: Path, wanted: Wanted, shallow: bool) -> list[str] | None:
-    if _holds_images(folder):
+    if _holds_images(folder) or (shallow and wanted.ids == () and wanted.folder_names != "wnid" and wanted.whole):
         return None
     tops = subfolders(folder)
     usual = [name for name in tops if name.lower() in SPLIT_NAMES and _is_class_parent(folder / name)]
@@ -60,7 +58,10 @@ def _labelled(folder: Path, split: str, wanted: Wanted) -> Labelled:
     # The classes are those of all splits together, so that a label means the same in each.
     union = {name for other in splits for name in subfolders(folder / other)}
     ids = sorted(union, key=int) if all(name.isdecimal() for name in union) else sorted(union)
-    if wanted.folder_names == "wnid":
+    if wanted.ids:
+        ids = list(wanted.ids)
+        _check_ids(folder / split, ids, complete=True)
+    elif wanted.folder_names == "wnid":
         foreign = [name for name in ids if not WNID.fullmatch(name)]
         if foreign:
             raise DataError(
@@ -78,7 +79,49 @@ def _labelled(folder: Path, split: str, wanted: Wanted) -> Labelled:
     prefix = f"{split}/" if split else ""
     images = FileImages(folder, [prefix + name for name in names])
     own, source = _own_names(folder, split, ids)
-    return Labelled(images, np.array(labels, dtype=np.int64), own, source, tuple(ids), len(ids))
+    return Labelled(
+        images, np.array(labels, dtype=np.int64), own, source, tuple(ids), len(ids), names_given=source == NAMES_FILE
+    )
+
+
+def _check_ids(folder: Path, ids: list[str], complete: bool) -> None:
+    there, known = set(subfolders(folder)), set(ids)
+    foreign, missing = sorted(there - known), [name for name in ids if name not in there]
+    if foreign:
+        raise DataError(
+            f"{folder}: {len(foreign):,} class folders are none of the {len(ids):,} classes of this dataset",
+            f"first {foreign[0]!r}, where names such as {ids[0]} are expected",
+            "use the folders of the original archive",
+        )
+    if complete and missing:
+        raise DataError(
+            f"{folder}: {len(there):,} class folders where {len(ids):,} are expected",
+            f"{len(missing):,} are missing, first {missing[0]}: the copy is incomplete, or it is another dataset",
+            "complete the copy; to evaluate it as it is, give the folder itself: --dataset " + str(folder),
+        )
+
+
+def _multi_labelled(folder: Path, split: str, wanted: Wanted) -> MultiLabelled:
+    """Each image has the classes that its folder's id stands for; one id may be in several lists of classes."""
+    ids = list(wanted.ids) or subfolders(folder / split)
+    _check_ids(folder / split, ids, complete=False)
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(ids):
+        numbers.setdefault(name, []).append(number)
+    folders = list(numbers)
+    names, labels = _images(folder / split, folders)
+    prefix = f"{split}/" if split else ""
+    images = FileImages(folder, [prefix + name for name in names])
+    own, source = _own_names(folder, split, ids)
+    return MultiLabelled(
+        images,
+        [numbers[folders[label]] for label in labels],
+        names=own,
+        names_source=source,
+        ids=tuple(ids),
+        class_count=len(ids),
+        names_given=source == NAMES_FILE,
+    )
 
 
 def _images(folder: Path, ids: list[str]) -> tuple[list[str], list[int]]:
@@ -107,4 +150,5 @@ CLASS_FOLDERS = Layout(
     "a folder of images for each class: SPLIT/CLASS/x.jpg, or CLASS/x.jpg",
     _splits,
     _labelled,
+    multi_labelled=_multi_labelled,
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from softclip_cli.data.sources.base import SPLIT_NAMES
 from softclip_cli.errors import DataError, nearest
 from softclip_cli.evaluation.images import ImageSource
+from softclip_cli.evaluation.shapes import Arrays, ClassLists, LabelTable, Lists
 
 READERS = {
     "classification": "labelled",
@@ -31,6 +33,9 @@ class Wanted:
         classes: number of classes; None takes what is there.
         rating_columns: which columns of a file of ratings are ratings, counted from 0.
         leave_out_own: leave out ratings of captions that were written for the very image.
+        ids: the class folders' names in label order, where they are known; one may stand for several classes.
+        whole: the name of the split that a copy without split folders is.
+        lists, arrays, class_lists, table: how the authors' release lies on the disk; None where there is no such release.
     """
 
     image_column: str | None = None
@@ -40,6 +45,12 @@ class Wanted:
     classes: int | None = None
     rating_columns: tuple[int, ...] = ()
     leave_out_own: bool = False
+    ids: tuple[str, ...] = ()
+    whole: str = ""
+    lists: Lists | None = None
+    arrays: Arrays | None = None
+    class_lists: ClassLists | None = None
+    table: LabelTable | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ class Layout:
             With `shallow`, files below unrelated subfolders do not count.
         labelled, captioned, rated, multi_labelled: (folder, one of the splits, Wanted) → what is there; None where the
             layout cannot hold it.
+        details: Wanted → which files a certain dataset has in this layout, for messages and docs.
     """
 
     name: str
@@ -131,6 +143,18 @@ class Layout:
     captioned: Callable[[Path, str, Wanted], Captioned] | None = None
     rated: Callable[[Path, str, Wanted], Rated] | None = None
     multi_labelled: Callable[[Path, str, Wanted], MultiLabelled] | None = None
+    details: Callable[[Wanted], str] = lambda wanted: ""
+
+    def read(self, task: str, folder: Path, split: str, wanted: Wanted) -> Any:
+        """What is there, for a task of `reads`; `split` may be the name that the catalogue gives to an undivided copy."""
+        if wanted.whole and split == wanted.whole and self.splits(folder, wanted, False) == [WHOLE]:
+            split = WHOLE
+        return getattr(self, READERS[task])(folder, split, wanted)
+
+    def shape_of(self, wanted: Wanted) -> str:
+        """What the folder of a certain dataset looks like in this layout."""
+        details = self.details(wanted)
+        return f"{self.shape} ({details})" if details else self.shape
 
     def reads(self, task: str) -> bool:
         """Whether it can hold a set of this kind: "classification", "multi-label", "retrieval" or "ratings"."""
@@ -139,12 +163,29 @@ class Layout:
 
 def all_layouts() -> dict[str, Layout]:
     """Every layout by name, in the order in which a folder is tried."""
+    from softclip_cli.evaluation.layout_arrays import ARRAYS
     from softclip_cli.evaluation.layout_captions import FLICKR_CAPTIONS, KARPATHY
     from softclip_cli.evaluation.layout_folders import CLASS_FOLDERS
+    from softclip_cli.evaluation.layout_lists import LIST_FILES
+    from softclip_cli.evaluation.layout_multi import CLASS_LISTS, LABEL_TABLE
     from softclip_cli.evaluation.layout_tables import CORPUS, DATASETS, HUB_PARQUET
+    from softclip_cli.evaluation.layout_webdataset import WEBDATASET
     from softclip_cli.evaluation.ratings import FLICKR_RATINGS
 
-    known = (CORPUS, DATASETS, HUB_PARQUET, KARPATHY, FLICKR_CAPTIONS, FLICKR_RATINGS, CLASS_FOLDERS)
+    known = (
+        CORPUS,
+        DATASETS,
+        WEBDATASET,
+        HUB_PARQUET,
+        KARPATHY,
+        FLICKR_CAPTIONS,
+        FLICKR_RATINGS,
+        LIST_FILES,
+        ARRAYS,
+        CLASS_LISTS,
+        LABEL_TABLE,
+        CLASS_FOLDERS,
+    )
     return {layout.name: layout for layout in known}
 
 

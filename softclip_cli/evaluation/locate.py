@@ -112,8 +112,7 @@ def _test_split(splits: list[str], folder: Path) -> str:
 def _classification(
     name: str, folder: Path, layout: Layout, split: str, entry: Entry | None, texts: Texts
 ) -> ClassificationSet:
-    assert layout.labelled is not None
-    found: Labelled = layout.labelled(folder, split, wanted(entry) if entry else Wanted())
+    found: Labelled = layout.read("classification", folder, split, wanted(entry) if entry else Wanted())
     return ClassificationSet(
         name=name,
         split=split or "all",
@@ -139,12 +138,15 @@ def _facts(
             "it is another dataset, or another version of it",
             f"to evaluate it as it is, give the folder itself: --dataset {folder}",
         )
+    ids, own = found.ids, found.names
+    if own is not None and all(names.WNID.fullmatch(name) for name in own):
+        ids, own = own, None  # WordNet ids name nothing by themselves
     class_names, source = names.class_names(
         entry.class_names if entry and not found.names_given else ["dataset"],
-        own=found.names,
+        own=own,
         own_source=found.names_source,
         file=texts.class_names,
-        ids=found.ids,
+        ids=ids,
         subset=names.subset_of_reference(entry) if entry else None,
     )
     if found.prompts is not None and texts.templates is None:
@@ -159,9 +161,14 @@ def _facts(
         "prompts_source": prompts_source,
         "layout": layout.name,
         "where": str(folder),
-        "expected_size": entry.sizes.get(match_split(split, list(entry.sizes)) or split) if entry else None,
+        "expected_size": _size(entry, split) if entry else None,
         "allow_empty": bool(entry and entry.empty_classes),
     }
+
+
+def _size(entry: Entry, split: str) -> int | None:
+    split = entry.aliases.get(split, split)
+    return entry.sizes.get(match_split(split, list(entry.sizes)) or split)
 
 
 def multi_label_set(
@@ -183,8 +190,7 @@ def multi_label_set(
         name = folder.resolve().name
         layout, splits = layout_of(folder, "multi-label")
         chosen = require_split(split or part, splits, str(folder)) if split or part else _test_split(splits, folder)
-    assert layout.multi_labelled is not None
-    found = layout.multi_labelled(folder, chosen, wanted(entry) if entry else Wanted())
+    found: MultiLabelled = layout.read("multi-label", folder, chosen, wanted(entry) if entry else Wanted())
     ignored = None if found.ignored is None else tuple(np.array(own, dtype=np.int64) for own in found.ignored)
     return MultiLabelSet(
         name=name,
@@ -322,10 +328,9 @@ def retrieval_set(reference: str, *, root: Path | None = None) -> RetrievalSet:
 
 
 def _retrieval(name: str, folder: Path, layout: Layout, split: str, entry: Entry | None) -> RetrievalSet:
-    assert layout.captioned is not None
-    found: Captioned = layout.captioned(folder, split, wanted(entry) if entry else Wanted())
+    found: Captioned = layout.read("retrieval", folder, split, wanted(entry) if entry else Wanted())
     captions, notes = found.captions, dict(found.notes)
-    expected = entry.sizes.get(match_split(split, list(entry.sizes)) or split) if entry else None
+    expected = _size(entry, split) if entry else None
     if expected is not None and len(captions) != expected:
         raise DataError(
             f"{name}: {len(captions):,} images where this test set has {expected:,}",
@@ -380,7 +385,6 @@ def rated_set(
             "use --data-root DIR",
         )
     folder, layout, split = find_set(name, entry, data_root(root), None)
-    assert layout.rated is not None
-    found = layout.rated(folder, split, wanted(entry))
+    found = layout.read("ratings", folder, split, wanted(entry))
     limit = entry.describes if describes is None else describes
     return RatedSet(name=name, split=split, **vars(found), describes=limit, kendall=entry.kendall, layout=layout.name)

@@ -4,6 +4,8 @@ They are never typed into softclip. A source is one of
 
     dataset             what comes with the data: ClassLabel names, a dataset card, classnames.txt, folder names
     open_clip:NAME      a constant of the open_clip package
+    timm:first-lemma    the first word that WordNet has for a class folder's id; timm:lemmas: all of them, joined by ",or "
+    torchvision:CLASS   the class names that a dataset class of torchvision carries
     clip_benchmark:KEY  the lists that the clip-benchmark package carries, if it is installed
 """
 
@@ -11,13 +13,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation.catalogue import Entry
 from softclip_cli.evaluation.sets import GENERIC_PROMPTS, GENERIC_SOURCE, check_prompts
 
+WNID = re.compile(r"n\d{8}")
 BENCHMARK_FILES = {"names": "en_classnames.json", "prompts": "en_zeroshot_classification_templates.json"}
 
 
@@ -46,27 +51,72 @@ def from_clip_benchmark(key: str, kind: str) -> tuple[str, ...] | None:
     return tuple(str(entry).replace("{c}", "{}") for entry in found) if found else None
 
 
-def timm_lines(name: str) -> list[str]:
+@cache
+def timm_lines(name: str) -> tuple[str, ...]:
     """The lines of one of the lists of ImageNet's classes that timm ships, such as `imagenet_a_indices`."""
     spec = importlib.util.find_spec("timm")
     assert spec is not None and spec.submodule_search_locations
     path = Path(spec.submodule_search_locations[0]) / "data" / "_info" / f"{name}.txt"
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
 
 
-def subset_of_reference(entry: Entry) -> tuple[int, ...] | None:
-    """Indices of the reference's classes that a shifted set has, ascending; None: all of them, or not known.
+def subset_of_reference(entry: Entry, folder: Path | None = None) -> tuple[int, ...] | None:
+    """Indices of the reference's classes that a shifted set has, ascending.
 
     A shifted set's accuracy is compared with the reference's on these classes alone (Taori et al. 2020).
+
+    Args:
+        entry: of the shifted set.
+        folder: where the set lies, for sets that come with the mapping themselves.
+
+    Returns:
+        The indices; None where it is all of them (`reference_subset` is empty) or where the mapping is not there.
+
+    Raises:
+        DataError: the set's own mapping names what is no class of the reference.
     """
     where, _, name = entry.reference_subset.partition(":")
-    return tuple(sorted(int(line) for line in timm_lines(name))) if where == "timm" else None
+    if where == "timm":
+        return tuple(sorted(int(line) for line in timm_lines(name)))
+    if where != "lemmas" or folder is None or not (folder / name).is_file():
+        return None
+    ids = {synset: index for index, synset in enumerate(timm_lines("imagenet_synsets"))}
+    lemmas = (line.split("\t", 1) for line in timm_lines("imagenet_synset_to_lemma"))
+    numbers = {words: ids[synset] for synset, words in lemmas if synset in ids}
+    named = [words for value in json.loads((folder / name).read_text("utf-8")).values() for words in value.split("; ")]
+    unknown = [words for words in named if words not in numbers]
+    if unknown:
+        raise DataError(
+            f"{folder / name}: {len(unknown):,} of {len(named):,} classes are none of ImageNet's",
+            f"first {unknown[0]!r}",
+        )
+    return tuple(sorted({numbers[words] for words in named}))
 
 
-def _from(source: str, kind: str) -> tuple[str, ...] | None:
+def from_lemmas(ids: Sequence[str], style: str) -> tuple[str, ...] | None:
+    """Names of WordNet ids from timm's list of lemmas, or None where an id has none.
+
+    Args:
+        ids: such as `n01440764`.
+        style: "first-lemma", or "lemmas": all of a synset, joined by ",or " (Cheng et al. 2021).
+    """
+    lemmas = dict(line.split("\t", 1) for line in timm_lines("imagenet_synset_to_lemma"))
+    if not ids or any(name not in lemmas for name in ids):
+        return None
+    words = [lemmas[name].split(", ") for name in ids]
+    return tuple(each[0] if style == "first-lemma" else ",or ".join(each) for each in words)
+
+
+def _from(source: str, kind: str, ids: Sequence[str] = ()) -> tuple[str, ...] | None:
     where, _, name = source.partition(":")
     if where == "open_clip":
         return from_open_clip(name)
+    if where == "torchvision":
+        import torchvision.datasets
+
+        return tuple(getattr(torchvision.datasets, name).classes)
+    if where == "timm":
+        return from_lemmas(ids, name)
     if where == "clip_benchmark":
         return from_clip_benchmark(name, kind)
     raise ValueError(f"the catalogue names an unknown source {source!r}")
@@ -101,8 +151,11 @@ def class_names(
             if own is not None:
                 return tuple(readable(name) for name in own), own_source
             continue
-        found = _from(source, "names")
+        if source.startswith("clip_benchmark:") and own is not None and list(own) != sorted(own):
+            continue  # its lists follow the sorted folder names of a release; these labels are in another order
+        found = _from(source, "names", ids)
         if found is not None:
+            subset = None if source.startswith("timm:") else subset  # these are named one by one
             return (tuple(found[index] for index in subset) if subset is not None else found), source
     return None, ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from softclip_cli.data.corpus import Corpus
@@ -29,9 +30,7 @@ def protected_set(reference: str, root: Path | None = None) -> Protected:
     if folder is None:
         name, entry = find_entry(base)
         place, layout, split = find_set(name, entry, data_root(root), part)
-        read = layout.labelled if entry.task == "classification" else layout.captioned
-        assert read is not None
-        return Protected(reference, read(place, split, wanted(entry)).images)
+        return Protected(reference, layout.read(entry.task, place, split, wanted(entry)).images)
     corpus = corpus_at(folder)
     if corpus is not None:
         return _of_corpus(reference, corpus, part)
@@ -62,10 +61,14 @@ def _of_corpus(reference: str, corpus: Corpus, part: str) -> Protected:
 
 def _of_folder(folder: Path, part: str) -> list[ImageSource]:
     for layout in all_layouts().values():
-        read = layout.labelled or layout.captioned
+        tasks = [task for task in ("classification", "retrieval", "multi-label") if layout.reads(task)]
         splits = layout.splits(folder, Wanted(), False)
-        if splits and read is not None:
-            return [read(folder, name, Wanted()).images for name in _chosen(splits, part, str(folder))]
+        if splits and tasks:
+            chosen = _chosen(splits, part, str(folder))
+            for task in tasks[:-1]:
+                with contextlib.suppress(DataError):  # tars and tables say only in their content which kind they are
+                    return [layout.read(task, folder, name, Wanted()).images for name in chosen]
+            return [layout.read(tasks[-1], folder, name, Wanted()).images for name in chosen]
     if part:
         raise DataError(f"{folder} has no splits", "it is in no layout that has some", f"leave out :{part}")
     names = [relative(place / name, folder) for place, files in walk(folder) for name in files if is_image_name(name)]
