@@ -159,12 +159,16 @@ def tasks_of(dataset: str) -> list[str]:
     offered = [task for kind, task in kinds.items() if corpus is not None and find_task(corpus, kind)]
     if offered:
         return offered
-    layouts = all_layouts().values()
-    return [
-        task
-        for task in ("classification", "multi-label", "retrieval")
-        if any(layout.reads(task) and layout.splits(folder, Wanted(), False) for layout in layouts)
-    ]
+    found: dict[str, str] = {}
+    for task in ("classification", "multi-label", "retrieval"):
+        for layout in all_layouts().values():
+            if layout.reads(task) and layout.splits(folder, Wanted(), False):
+                found[task] = layout.name
+                break
+    if found.get("classification") == "class-folders" and len(found) > 1:
+        # Any folder of images reads as a class; one with a file of captions or labels beside it is not.
+        del found["classification"]
+    return list(found)
 
 
 def present(name: str, root: Path) -> Path | None:

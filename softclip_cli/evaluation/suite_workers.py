@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,6 +86,7 @@ def _work(units: list[Unit], settings: Settings, device: str, share: int, news: 
     from softclip_cli.evaluation.solver_arrays import allow_dispatch
     from softclip_cli.resources import usable_cores
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     allow_dispatch()
     torch.set_num_threads(max(1, usable_cores() // share))
 
@@ -100,3 +103,11 @@ def _work(units: list[Unit], settings: Settings, device: str, share: int, news: 
         news.join_thread()
     except KeyboardInterrupt:  # the process that started this one tells the user
         sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, killed without a chance to say so."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
