@@ -165,6 +165,8 @@ def tasks_of(dataset: str) -> list[str]:
             if layout.reads(task) and layout.splits(folder, Wanted(), False):
                 found[task] = layout.name
                 break
+    if found.get("multi-label") == found.get("classification"):
+        found.pop("multi-label", None)  # one label an image is what such a folder usually has
     if found.get("classification") == "class-folders" and len(found) > 1:
         # Any folder of images reads as a class; one with a file of captions or labels beside it is not.
         del found["classification"]

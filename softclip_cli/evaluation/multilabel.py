@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softclip_cli.errors import DataError
 from softclip_cli.evaluation import result
 from softclip_cli.evaluation.embed import EmbeddingModel, EmbedOptions, ImageFeatures, Progress, embed_images
 from softclip_cli.evaluation.intervals import CHUNK, RESAMPLES, bootstrap_mean, ends, metric
@@ -157,7 +156,7 @@ def flat_hits(best: np.ndarray, labels: Sequence[np.ndarray], class_count: int) 
     rows = np.repeat(np.arange(len(labels)), [len(found) for found in labels])
     true = rows * class_count + np.concatenate(labels)
     right = np.isin(best + np.arange(len(best))[:, None] * class_count, true)[labelled]
-    depths = [k for k in DEPTHS if k < class_count]
+    depths = [k for k in DEPTHS if k < class_count] or [1]
     hits = np.stack([right[:, :k].any(axis=1) for k in depths], axis=1)
     samples = bootstrap_mean(hits)
     return {
@@ -184,14 +183,12 @@ def multi_label(
         the ensemble of prompts and as `single_prompt_*` for the single one.
 
     Raises:
-        DataError: no class names, no true label at all, or an image cannot be decoded.
+        DataError: no class names, or an image cannot be decoded.
         ModelError: an embedding is not finite.
     """
     started = time.perf_counter()
     options = options or EmbedOptions()
     require_class_names(data)
-    if not any(len(found) for found in data.labels):
-        raise DataError(f"{data.name} (split {data.split}): no image has a true class", "every label is ignored")
     if features is None:
         features = embed_images(
             model, data.images, name=data.name, split=data.split, options=options, progress=progress
