@@ -93,7 +93,7 @@ def class_folders(place: Path, name: str, entry: Entry) -> None:
         folders = [folders[0], folders[-1], "n01440764"]
     for part in parts:
         for number, folder in enumerate(folders):
-            _put(place / part / folder / "1.JPEG", number)
+            _put(place / part / folder / "1.png", number)
 
 
 def table(entry: Entry, count: int, split: str, *, label_names: list[str] | None) -> datasets.Dataset:

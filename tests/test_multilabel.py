@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+from catalogue_folders import write
 from eval_fixtures import lively_model, pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
+from typer.testing import CliRunner
 
+from softclip_cli.app import app
 from softclip_cli.evaluation.embed import embed_images, embed_texts
 from softclip_cli.evaluation.images import BytesImages
 from softclip_cli.evaluation.multilabel import eleven_points, flat_hits, mean_average_precision, multi_label
@@ -155,3 +159,15 @@ def test_a_document_equals_plain_arithmetic_on_the_embeddings(ignored: bool) -> 
     assert "hit10" not in document["metrics"]  # six classes
     assert [row["class"] for row in document["details"]["per_class"]] == list(data.class_names or ())
     assert document["task"] == "zeroshot"
+
+
+def test_the_command_evaluates_voc_by_name(tmp_path: Path) -> None:
+    write(tmp_path, "voc2007", "class-lists")
+    common = ["eval", "zeroshot", "--dataset", "voc2007", "--data-root", str(tmp_path), "--model", "tiny", "--no-cache"]
+    found = CliRunner().invoke(app, [*common, "--workers", "0", "--per-class"])
+    assert found.exit_code == 0, found.output
+    for words in ("mAP (11 points)", "flat hit@1", "flat hit@10", "average precision", "class0019"):
+        assert words in found.stdout
+    refused = CliRunner().invoke(app, [*common, "--confusion", "x.png"])
+    assert refused.exit_code == 2
+    assert "several classes" in refused.stderr

@@ -59,6 +59,14 @@ def counting() -> Counting:
     return Counting()
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint: an untrained model by name has other weights each time."""
+    folder = tmp_path_factory.mktemp("weights") / "m"
+    lively_model().save(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def opener(counting: Counting) -> Counting:
     counting.images = 0
@@ -239,10 +247,10 @@ def call(*words: str | Path, code: int = 0) -> tuple[str, str]:
     return found.stdout, found.stderr
 
 
-def test_the_command_prints_one_table_and_what_is_missing(data: dict, tmp_path: Path) -> None:
+def test_the_command_prints_one_table_and_what_is_missing(data: dict, weights: str, tmp_path: Path) -> None:
     common = (
         "--model",
-        "tiny",
+        weights,
         "--data-root",
         tmp_path / "root",
         "--out",
@@ -257,7 +265,7 @@ def test_the_command_prints_one_table_and_what_is_missing(data: dict, tmp_path: 
     assert stdout.count("top-1") == 1
     assert "R@1 image→text" in stdout
     assert "2 of 4 datasets are not on this machine: mnist, cars" in stderr
-    assert "[1/4] tiny" in stderr
+    assert "[1/4] m: " in stderr
     stdout, stderr = call(*options, "--json")
     document = json.loads(stdout)
     assert (len(document["results"]), document["kept"], document["missing"]) == (2, 2, ["mnist", "cars"])
@@ -272,8 +280,8 @@ def test_the_command_prints_one_table_and_what_is_missing(data: dict, tmp_path: 
     assert "zeroshot: whole" in stderr or "cow/0.png" in stderr
 
 
-def test_worker_processes_share_the_work_and_one_that_dies_is_told(data: dict, tmp_path: Path) -> None:
-    units = units_of(["tiny"], [data["split"], data["whole"], data["pairs"]])
+def test_worker_processes_share_the_work_and_one_that_dies_is_told(data: dict, weights: str, tmp_path: Path) -> None:
+    units = units_of([weights], [data["split"], data["whole"], data["pairs"]])
     said: list[str] = []
     chosen = Settings(protocols=("zeroshot", "retrieval"), options=EMBED)
     spread = in_processes(units, Settings(**(vars(chosen) | {"out": tmp_path / "spread"})), ["cpu", "cpu"], said.append)
@@ -284,7 +292,7 @@ def test_worker_processes_share_the_work_and_one_that_dies_is_told(data: dict, t
         assert ours.document is not None
         assert theirs.document is not None
         assert ours.document["metrics"] == theirs.document["metrics"]
-    assert [line.partition(" tiny")[0] for line in sorted(said)] == ["cpu: [1/3]", "cpu: [2/3]", "cpu: [3/3]"]
+    assert [line.partition(" m: ")[0] for line in sorted(said)] == ["cpu: [1/3]", "cpu: [2/3]", "cpu: [3/3]"]
     # A device that does not exist ends the process that is given it before its first evaluation.
     lost = in_processes(
         units[:2], Settings(**(vars(chosen) | {"out": tmp_path / "spread"})), ["cpu", "nothing:0"], said.append
@@ -299,7 +307,7 @@ def test_ranks_deal_out_the_datasets(commands: CommandServer, data: dict, tmp_pa
         "--protocol",
         "zeroshot,retrieval",
         "--model",
-        "tiny",
+        weights,
         "--no-cache",
         "--workers",
         0,

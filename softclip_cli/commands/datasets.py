@@ -11,6 +11,7 @@ from softclip_cli import console
 from softclip_cli.commands.evaluate import DebugOption, JsonOption, RootOption
 from softclip_cli.console import guarded
 
+LABELLED = ("classification", "multi-label")  # tasks with class names and prompts
 app = typer.Typer(
     no_args_is_help=True, help="The datasets that softclip evaluates by name, and how they must lie on the disk."
 )
@@ -32,16 +33,29 @@ def list_datasets(
     rows = []
     for name, entry in catalogue().items():
         place = present(name, root)
-        rows.append({"name": name, "task": entry.task, "title": entry.title, "present": str(place) if place else None})
+        facts = {"name": name, "task": entry.task, "title": entry.title, "metric": entry.metric}
+        rows.append({**facts, "present": str(place) if place else None})
 
     def render() -> None:
-        shown = [(row["name"], row["task"], row["title"], row["present"] or "not here") for row in rows]
-        console.table("", ("name", "task", "what", f"in {root}"), shown)
+        for task in dict.fromkeys(str(row["task"]) for row in rows):
+            # A title may say more than a table has room for; `show` has all of it.
+            shown = [
+                (row["name"], str(row["title"]).partition(":")[0], row["metric"], _below(row["present"], root))
+                for row in rows
+                if row["task"] == task
+            ]
+            console.table(task, ("name", "what", "metric", f"in {root}"), shown)
+        here = sum(row["present"] is not None for row in rows)
         console.note(
-            "softclip datasets show NAME tells where to get one; your own folders work too (docs/evaluation.md)"
+            f"{here} of {len(rows)} are on this machine; softclip datasets show NAME tells where to get one; "
+            "your own folders work too (docs/datasets.md)"
         )
 
     console.emit(rows, as_json, render)
+
+
+def _below(place: object, root: Path) -> str:
+    return Path(str(place)).relative_to(root).as_posix() if place else "not here"
 
 
 @app.command()
@@ -55,7 +69,7 @@ def show(
     """One dataset: where to get it, which folder layouts are accepted, splits, prompts, terms and citation."""
     from softclip_cli.evaluation.catalogue import find_entry
     from softclip_cli.evaluation.find import data_root as root_of
-    from softclip_cli.evaluation.find import present
+    from softclip_cli.evaluation.find import present, wanted
     from softclip_cli.evaluation.layouts import all_layouts
 
     name, entry = find_entry(name)
@@ -76,13 +90,15 @@ def show(
             ("on this machine", place or f"no; looked in {root}"),
             ("get it", "\n".join(part for part in (facts["download"], entry.site) if part)),
             ("put it in", "\n".join(str(root / folder) for folder in entry.folders)),
-            ("accepted layouts", "\n".join(layouts[layout].shape for layout in entry.layouts)),
+            ("accepted layouts", "\n".join(layouts[layout].shape_of(wanted(entry)) for layout in entry.layouts)),
             ("example", target / entry.example),
             ("evaluated split", entry.split),
             ("probe is fitted on", entry.train or "no training split"),
             ("splits", ", ".join(f"{split} {size:,}" for split, size in entry.sizes.items())),
-            ("class names", " or ".join(entry.class_names) if entry.task == "classification" else ""),
-            ("prompts", (" or ".join(entry.prompts) or "generic prompt") if entry.task == "classification" else ""),
+            ("classes", f"{entry.classes:,}" if entry.classes else ""),
+            ("class names", " or ".join(entry.class_names) if entry.task in LABELLED else ""),
+            ("prompts", (" or ".join(entry.prompts) or "generic prompt") if entry.task in LABELLED else ""),
+            ("without the shift", entry.reference),
             ("metric", entry.metric),
             ("licence", entry.licence),
             ("cite", entry.citation),

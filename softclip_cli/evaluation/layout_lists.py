@@ -144,7 +144,7 @@ def _labelled(folder: Path, split: str, wanted: Wanted) -> Labelled:
         labels = [int(row["label"]) - shape.first for row in rows]
         by_label = {label: row["name"] for label, row in zip(labels, rows, strict=True) if row.get("name")}
         count = wanted.classes or len(by_label)
-        names = [by_label[label] for label in range(count)] if len(by_label) == count else classes
+        names = [by_label[label] for label in range(count)] if set(by_label) == set(range(count)) else classes
     else:
         assert classes is not None
         number = {word: index for index, word in enumerate(classes)}

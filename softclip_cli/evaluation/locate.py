@@ -113,6 +113,7 @@ def _classification(
     name: str, folder: Path, layout: Layout, split: str, entry: Entry | None, texts: Texts
 ) -> ClassificationSet:
     found: Labelled = layout.read("classification", folder, split, wanted(entry) if entry else Wanted())
+    _check_split(name, split, len(found.images), entry, folder)
     return ClassificationSet(
         name=name,
         split=split or "all",
@@ -166,6 +167,20 @@ def _facts(
     }
 
 
+def _check_split(name: str, split: str, count: int, entry: Entry | None, folder: Path) -> None:
+    """Refuse images that are as many as another split has, where this one has another number."""
+    if entry is None or _size(entry, split) in (None, count):
+        return
+    other = next((there for there, size in entry.sizes.items() if size == count), None)
+    if other is not None:
+        raise DataError(
+            f"{name}: split {split} in {folder} has {count:,} images, which is the size of split {other}",
+            f"{split} has {_size(entry, split):,}: the splits are mixed up, and a score on images that a model was trained "
+            "on is worth nothing",
+            f"put the right images there, or say --split {other}",
+        )
+
+
 def _size(entry: Entry, split: str) -> int | None:
     split = entry.aliases.get(split, split)
     return entry.sizes.get(match_split(split, list(entry.sizes)) or split)
@@ -191,6 +206,7 @@ def multi_label_set(
         layout, splits = layout_of(folder, "multi-label")
         chosen = require_split(split or part, splits, str(folder)) if split or part else _test_split(splits, folder)
     found: MultiLabelled = layout.read("multi-label", folder, chosen, wanted(entry) if entry else Wanted())
+    _check_split(name, chosen, len(found.images), entry, folder)
     ignored = None if found.ignored is None else tuple(np.array(own, dtype=np.int64) for own in found.ignored)
     return MultiLabelSet(
         name=name,

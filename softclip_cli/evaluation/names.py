@@ -168,7 +168,8 @@ def prompts(sources: Sequence[str], file: Path | None = None) -> tuple[tuple[str
         found = _from(source, "prompts")
         if found is not None:
             return found, source
-    return GENERIC_PROMPTS, GENERIC_SOURCE
+    missing = "generic prompt (clip-benchmark is not installed, which has prompts for this dataset)"
+    return GENERIC_PROMPTS, missing if sources else GENERIC_SOURCE
 
 
 def read_lines(path: Path, what: str) -> list[str]:
