@@ -63,6 +63,7 @@ def counting() -> Counting:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A checkpoint: an untrained model by name has other weights each time."""
     folder = tmp_path_factory.mktemp("weights") / "m"
+    folder.mkdir()
     lively_model().save(folder)
     return str(folder)
 
@@ -301,7 +302,7 @@ def test_worker_processes_share_the_work_and_one_that_dies_is_told(data: dict, w
     assert "ended with code 1 before" in lost[1].what
 
 
-def test_ranks_deal_out_the_datasets(commands: CommandServer, data: dict, tmp_path: Path) -> None:
+def test_ranks_deal_out_the_datasets(commands: CommandServer, data: dict, weights: str, tmp_path: Path) -> None:
     names, out = ",".join(data.values()), tmp_path / "out"
     options = (
         "--protocol",
