@@ -266,7 +266,7 @@ def test_the_command_prints_one_table_and_what_is_missing(data: dict, weights: s
     assert stdout.count("top-1") == 1
     assert "R@1 image→text" in stdout
     assert "2 of 4 datasets are not on this machine: mnist, cars" in stderr
-    assert "[1/4] m: " in stderr
+    assert f"[1/4] {weights}: " in stderr
     stdout, stderr = call(*options, "--json")
     document = json.loads(stdout)
     assert (len(document["results"]), document["kept"], document["missing"]) == (2, 2, ["mnist", "cars"])
@@ -293,7 +293,7 @@ def test_worker_processes_share_the_work_and_one_that_dies_is_told(data: dict, w
         assert ours.document is not None
         assert theirs.document is not None
         assert ours.document["metrics"] == theirs.document["metrics"]
-    assert [line.partition(" m: ")[0] for line in sorted(said)] == ["cpu: [1/3]", "cpu: [2/3]", "cpu: [3/3]"]
+    assert [line.partition(f" {weights}: ")[0] for line in sorted(said)] == ["cpu: [1/3]", "cpu: [2/3]", "cpu: [3/3]"]
     # A device that does not exist ends the process that is given it before its first evaluation.
     lost = in_processes(
         units[:2], Settings(**(vars(chosen) | {"out": tmp_path / "spread"})), ["cpu", "nothing:0"], said.append
