@@ -23,6 +23,7 @@ from softclip_cli.commands import (
     retrieve,
     robustness,
     runs,
+    suite,
     train,
 )
 
@@ -57,6 +58,7 @@ app.command()(train.train)
 evaluate.app.command()(alignment.alignment)
 evaluate.app.command()(robustness.robustness)
 evaluate.app.command()(composition.composition)
+evaluate.app.command()(suite.suite)
 app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)
 app.command()(retrieve.retrieve)

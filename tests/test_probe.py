@@ -17,12 +17,14 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from softclip_cli.errors import DataError, UsageError
-from softclip_cli.evaluation import probe as module
+from softclip_cli.evaluation import logistic as module
 from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.embed import EmbedOptions
+from softclip_cli.evaluation.few_shot import few_shot_draw
 from softclip_cli.evaluation.images import BytesImages
 from softclip_cli.evaluation.locate import stratified_split
-from softclip_cli.evaluation.probe import GRID, Tried, few_shot_draw, fit, peak, probe, search
+from softclip_cli.evaluation.logistic import GRID, Tried, fit, peak, search
+from softclip_cli.evaluation.probe import probe
 from softclip_cli.evaluation.sets import ClassificationSet
 from softclip_cli.model import Model
 
@@ -208,3 +210,32 @@ def test_mixed_up_splits_are_caught(model: Model, options: EmbedOptions) -> None
     other = ClassificationSet("digits", "test", BytesImages(pictures(8)), np.arange(8) % 4, (*DIGITS, "digit 3"))
     with pytest.raises(DataError, match="3 classes in the training split, 4 in the test split"):
         probe(model, train, other, options=options)
+
+
+def test_several_numbers_of_shots_in_one_call_are_each_a_call_of_its_own(model: Model, options: EmbedOptions) -> None:
+    train, test = digits(0, 60, "train"), digits(120, 160, "test")
+    together = probe(model, train, test, shots=[4, 1], seeds=(0, 1, 2), options=options)
+    assert together["protocol"]["shots"] == [1, 4]
+    for shots in (1, 4):
+        alone = probe(model, train, test, shots=shots, seeds=(0, 1, 2), options=options)
+        for name in ("top1", "mean_per_class"):
+            assert together["metrics"][f"{name}_shots_{shots}"] == alone["metrics"][name]
+    draws = together["details"]["draws"]
+    assert [(draw["shots"], draw["seed"]) for draw in draws] == [(1, 0), (1, 1), (1, 2), (4, 0), (4, 1), (4, 2)]
+    for draw in draws:
+        best = max(draw["search"], key=lambda tried: (tried["validation_accuracy"], tried["lambda"]))
+        assert draw["C"] == best["C"]
+    assert set(few_shot_draw(train.labels, 1, 2)[0]) < set(few_shot_draw(train.labels, 4, 2)[0])
+
+
+def test_with_an_official_validation_split_the_shots_may_be_all_there_is(model: Model, options: EmbedOptions) -> None:
+    train, validation, test = digits(0, 30, "train"), digits(30, 60, "val"), digits(120, 160, "test")
+    smallest = int(np.bincount(train.labels).min())
+    document = probe(model, train, test, validation=validation, shots=smallest, seeds=(0,), options=options)
+    draw = document["details"]["draws"][0]
+    chosen, _ = few_shot_draw(train.labels, smallest, 0, 0)
+    held, _ = few_shot_draw(validation.labels, 4, 0, 0)
+    x, x_held = plain_features(model, train), plain_features(model, validation)
+    for tried in draw["search"][:4]:
+        plain = LogisticRegression(C=tried["C"], max_iter=1000).fit(x[chosen], train.labels[chosen])
+        assert tried["validation_accuracy"] == pytest.approx(plain.score(x_held[held], validation.labels[held]))

@@ -96,6 +96,15 @@ def zeroshot(
     single_prompt: Annotated[
         bool, typer.Option("--single-prompt", help="Only the single prompt, no ensemble.")
     ] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Print a table of all classes, the worst first.")
+    ] = False,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            "--confusion", metavar="FILE", help="Draw which class is taken for which, into FILE.png (.svg, .pdf)."
+        ),
+    ] = None,
     out: OutOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
@@ -108,18 +117,57 @@ def zeroshot(
 ) -> None:
     """Classify images by the nearest class prompt, without training: top-1, top-5 and mean per class.
 
+    A set whose images have several classes, such as voc07, gets 11-point mAP and flat hit@k.
+
     Example: softclip eval zeroshot --dataset imagenet
     """
-    from softclip_cli.evaluation.locate import Texts, classification_set
+    from softclip_cli.errors import UsageError
+    from softclip_cli.evaluation.find import tasks_of
+    from softclip_cli.evaluation.locate import Texts, classification_set, multi_label_set
+    from softclip_cli.evaluation.multilabel import multi_label
     from softclip_cli.evaluation.zeroshot import require_class_names, zero_shot
+    from softclip_cli.reports.confusion import check_ending, write_confusion
 
-    data = classification_set(dataset, split=split, root=data_root, texts=Texts(classnames, templates))
-    require_class_names(data)
+    tasks = tasks_of(dataset)
+    several = "multi-label" in tasks and "classification" not in tasks
+    if confusion is not None:
+        check_ending(confusion)
+        if several:
+            raise UsageError(
+                f"--confusion does not go with {dataset}",
+                "its images have several classes each, of which none is taken for another",
+                "--per-class shows the average precision of each class",
+            )
+    texts = Texts(classnames, templates)
     options = embed_options(batch_size, workers, precision, cache, no_cache)
-    taken = take_model(model, device)
-    with console.counting("embedding images, then prompts") as progress:
-        document = zero_shot(taken, data, options=options, single_only=single_prompt, progress=progress)
-    finish(document, out, as_json, render_zeroshot)
+    if several:
+        labelled = multi_label_set(dataset, split=split, root=data_root, texts=texts)
+        require_class_names(labelled)
+        taken = take_model(model, device)
+        with console.counting("embedding images, then prompts") as progress:
+            document = multi_label(taken, labelled, options=options, single_only=single_prompt, progress=progress)
+    else:
+        data = classification_set(dataset, split=split, root=data_root, texts=texts)
+        require_class_names(data)
+        taken = take_model(model, device)
+        with console.counting("embedding images, then prompts") as progress:
+            document = zero_shot(
+                taken,
+                data,
+                options=options,
+                single_only=single_prompt,
+                with_confusion=confusion is not None,
+                progress=progress,
+            )
+
+    def render(document: dict[str, Any]) -> None:
+        render_zeroshot(document)
+        if per_class:
+            render_classes(document)
+
+    finish(document, out, as_json, render)
+    if confusion is not None:
+        console.note(f"confusion picture: {write_confusion(document, confusion)}")
 
 
 @app.command()
@@ -261,7 +309,8 @@ def render_zeroshot(document: dict[str, Any]) -> None:
     columns = ["metric", f">{count} prompts" if count > 1 else f">{protocol['single_prompt']}", ">95 % interval"]
     columns += [f">{protocol['single_prompt']}", ">95 % interval "] if both else []
     rows = []
-    for name, title in (("top1", "top-1"), ("top5", "top-5"), ("mean_per_class", "mean per class")):
+    titles = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "map11": "mAP (11 points)"}
+    for name, title in (titles | {f"hit{k}": f"flat hit@{k}" for k in (1, 2, 5, 10)}).items():
         if name in metrics:
             entries = [metrics[name]] + ([metrics[f"single_prompt_{name}"]] if both else [])
             rows.append((title, *(cell for entry in entries for cell in (shown(entry), interval(entry)))))
@@ -271,3 +320,23 @@ def render_zeroshot(document: dict[str, Any]) -> None:
     same = document["details"].get("classes_of_the_same_name")
     if same:
         console.note("classes that share a name: " + ", ".join(same))
+
+
+def render_classes(document: dict[str, Any]) -> None:
+    """Every class, the worst first: its images, its accuracy, and what it is most often taken for."""
+    classes = document["details"].get("per_class", [])
+    key = "average_precision" if classes and "average_precision" in classes[0] else "accuracy"
+    classes = sorted(classes, key=lambda row: (row[key] is None, row[key] or 0.0))
+    rows = [
+        (
+            row["class"],
+            f"{row['n']:,}",
+            "" if row[key] is None else f"{100 * row[key]:.2f} %",
+            row.get("mostly_taken_for"),
+        )
+        for row in classes
+    ]
+    columns = ("class", ">images", f">{key.replace('_', ' ')}", "mostly taken for")
+    console.table(
+        "", columns[: 3 if key == "average_precision" else 4], [row[: 3 if key != "accuracy" else 4] for row in rows]
+    )

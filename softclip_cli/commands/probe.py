@@ -28,6 +28,7 @@ from softclip_cli.commands.evaluate import (
     shown,
     take_model,
 )
+from softclip_cli.commands.values import parse_counts
 from softclip_cli.console import guarded
 
 
@@ -55,8 +56,10 @@ def probe(
         ),
     ] = None,
     shots: Annotated[
-        int | None,
-        typer.Option("--shots", metavar="K", min=1, help="Few-shot: fit on K images a class, mean over five draws."),
+        str | None,
+        typer.Option(
+            "--shots", metavar="K,...", help="Few-shot: fit on K images a class, mean over five draws: 1,2,4,8,16."
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", min=0, help="Of held-out shares and of the first few-shot draw.")
@@ -77,8 +80,12 @@ def probe(
 
     Example: softclip probe --dataset cifar10
     """
+    from softclip_cli.evaluation.solver_arrays import allow_dispatch
+
+    wanted = None if shots is None else parse_counts("--shots", shots)
+    allow_dispatch()
+    from softclip_cli.evaluation.few_shot import SEEDS
     from softclip_cli.evaluation.locate import probe_sets
-    from softclip_cli.evaluation.probe import SEEDS
     from softclip_cli.evaluation.probe import probe as evaluate
 
     sets = probe_sets(
@@ -93,7 +100,7 @@ def probe(
             sets.test,
             validation=sets.validation,
             options=options,
-            shots=shots,
+            shots=wanted,
             seeds=[seed + number for number in range(len(SEEDS))],
             seed=seed,
             notes=sets.notes,
@@ -106,7 +113,11 @@ def render(document: dict[str, Any]) -> None:
     """Accuracy, and how the regularisation was chosen."""
     metrics, details, protocol = document["metrics"], document["details"], document["protocol"]
     titles = {"top1": "top-1", "mean_per_class": "mean per class"}
-    rows = [(title, shown(metrics[name]), interval(metrics[name])) for name, title in titles.items()]
+    several = protocol["shots"] if isinstance(protocol.get("shots"), list) else []
+    for count in several:
+        titles |= {f"{name}_shots_{count}": f"{words}, {count} a class" for name, words in list(titles.items())[:2]}
+    found = [name for name in titles if name in metrics]
+    rows = [(titles[name], shown(metrics[name]), interval(metrics[name])) for name in found]
     rows.append(("chance", f"{100 * details['chance']:.2f} %", ""))
     show_table(headline(document), ("metric", ">linear probe", ">95 % interval"), rows)
     console.note(f"fitted on {protocol['train']['size']:,} images of {protocol['train']['split']}")
@@ -117,8 +128,10 @@ def render(document: dict[str, Any]) -> None:
         )
     else:
         console.note(
-            f"{protocol['shots']} images a class, mean over the draws {', '.join(map(str, protocol['seeds']))}"
+            f"{', '.join(map(str, several or [protocol['shots']]))} images a class, "
+            f"mean over the draws {', '.join(map(str, protocol['seeds']))}"
         )
+    console.note(f"scikit-learn with {details['fitted_with']}")
     if details["fits_without_convergence"]:
         console.note(
             f"{details['fits_without_convergence']} fits reached the limit of iterations before they converged"

@@ -23,6 +23,19 @@ def parse_assignments(option: str, given: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+def parse_counts(option: str, given: str) -> list[int]:
+    """`1,2,4`: whole numbers from 1 on."""
+    try:
+        counts = [int(part) for part in given.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UsageError(
+            f"unusable {option} {given!r}", "it takes whole numbers from 1 on", f"for example {option} 1,2,4"
+        )
+    return counts
+
+
 def parse_range(option: str, given: str) -> Range:
     """`MIN:MAX`, either of which may be left out."""
     from softclip_cli.data.caption_rules import Range

@@ -8,6 +8,7 @@ from pathlib import Path
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.catalogue import Entry, catalogue, find_entry
+from softclip_cli.evaluation.corpus_sets import find_task
 from softclip_cli.evaluation.layouts import WHOLE, Layout, Wanted, all_layouts, match_split, require_split
 from softclip_cli.evaluation.names import timm_lines
 
@@ -139,6 +140,38 @@ def find_set(
         f"{state}looked for {looked}. Accepted layouts: {shapes}. Example: {target / entry.example}",
         f"get it ({' or '.join(sources)}), or name its place with --data-root DIR",
     )
+
+
+def tasks_of(dataset: str) -> list[str]:
+    """What a dataset can be used for: the catalogue's task, or what a folder's layouts or a corpus offer.
+
+    Returns:
+        Some of "classification", "multi-label", "retrieval", "ratings".
+
+    Raises:
+        DataError: it is neither in the catalogue nor a folder.
+    """
+    base, _ = parse_dataset(dataset)
+    folder = own_folder(base)
+    if folder is None:
+        return [find_entry(base)[1].task]
+    corpus = corpus_at(folder)
+    kinds = {"zeroshot": "classification", "retrieval": "retrieval"}
+    offered = [task for kind, task in kinds.items() if corpus is not None and find_task(corpus, kind)]
+    if offered:
+        return offered
+    found: dict[str, str] = {}
+    for task in ("classification", "multi-label", "retrieval"):
+        for layout in all_layouts().values():
+            if layout.reads(task) and layout.splits(folder, Wanted(), False):
+                found[task] = layout.name
+                break
+    if found.get("multi-label") == found.get("classification"):
+        found.pop("multi-label", None)  # one label an image is what such a folder usually has
+    if found.get("classification") == "class-folders" and len(found) > 1:
+        # Any folder of images reads as a class; one with a file of captions or labels beside it is not.
+        del found["classification"]
+    return list(found)
 
 
 def present(name: str, root: Path) -> Path | None:

@@ -45,6 +45,10 @@ from softclip_cli.evaluation.sets import ClassificationSet, CompositionSet, Mult
 HELD_OUT = 0.2  # share of the images that a probe is tested on where the data has one split only [ours]
 
 
+class NoTrainingSplit(DataError):
+    """A dataset has nothing that a probe could be fitted on."""
+
+
 @dataclass(frozen=True)
 class Texts:
     """Class names and templates that the user gives instead of the dataset's own."""
@@ -294,8 +298,8 @@ def probe_sets(
     return ProbeSets(train, validation, test, {})
 
 
-def _nothing_to_fit(name: str, splits: list[str]) -> DataError:
-    return DataError(
+def _nothing_to_fit(name: str, splits: list[str]) -> NoTrainingSplit:
+    return NoTrainingSplit(
         f"{name} has no training split for a linear probe",
         "its splits: " + (", ".join(splits) or "only the test split"),
         f"name the one to fit on: --train-split {splits[0]}"

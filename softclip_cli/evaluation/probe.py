@@ -3,166 +3,25 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation import result
 from softclip_cli.evaluation.embed import EmbeddingModel, EmbedOptions, ImageFeatures, Progress, embed_images
-from softclip_cli.evaluation.intervals import LEVEL, metric
+from softclip_cli.evaluation.few_shot import SEEDS, few_shot
 from softclip_cli.evaluation.locate import stratified_split
+from softclip_cli.evaluation.logistic import MAX_ITERATIONS, choose_strength, fit, iterations, peak, predict
 from softclip_cli.evaluation.sets import ClassificationSet
+from softclip_cli.evaluation.solver_arrays import SolverArrays, choose_arrays
 from softclip_cli.evaluation.zeroshot import classification_metrics, dataset_facts, per_class
 
-# 96 steps from 1e-6 to 1e6, eight a decade.
-GRID = tuple(10.0 ** (-6 + step / 8) for step in range(97))
-COARSE = 16  # two decades: 1e-6, 1e-4, ..., 1e6
-MAX_ITERATIONS = 1000
 VALIDATION_SHARE = 0.2  # of the training images where there is no validation split [ours: the paper gives no share]
 SINGLE_ABOVE = 4 << 30  # bytes of float64 features beyond which they are fitted in float32
-THREADS_ABOVE = 100_000_000  # numbers in the feature matrix from which on threads pay
-SEEDS = (0, 1, 2, 3, 4)  # of the few-shot draws
 OVERLAP = 0.5  # share of test images found in the training set beyond which the splits must have been mixed up
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One fit of the search.
-
-    Attributes:
-        strength: λ.
-        accuracy: on the validation images.
-        iterations: of L-BFGS.
-        converged: False where scikit-learn warned.
-    """
-
-    strength: float
-    accuracy: float
-    iterations: int
-    converged: bool
-
-    def record(self) -> dict[str, Any]:
-        """For the result."""
-        return {
-            "lambda": self.strength,
-            "C": 1 / self.strength,
-            "validation_accuracy": self.accuracy,
-            "iterations": self.iterations,
-            "converged": self.converged,
-        }
-
-
-def fit(features: np.ndarray, labels: np.ndarray, strength: float) -> tuple[Any, bool]:
-    """Fit scikit-learn's LogisticRegression with C = 1/λ.
-
-    It minimises ½‖W‖² + C · Σ cross-entropy, a sum over the images and not a mean, so that C = 1/λ makes it
-    Σ cross-entropy + (λ/2)‖W‖². The intercept is not penalised. Features are not standardised.
-
-    Args:
-        features: float64 or float32 (N, width).
-        labels: int64 (N,), at least two different ones.
-        strength: λ.
-
-    Returns:
-        The fitted classifier, and whether it converged.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
-
-    # The solver makes many short BLAS calls, whose threads wait for each other: on two cores shared with other
-    # programs, three fits on 4,000 × 1,280 features took 39 s of CPU time with two threads and 3.5 s with one.
-    threads = threadpool_limits(1 if features.size < THREADS_ABOVE else None)
-    with threads, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        # L-BFGS and an L2 penalty are the defaults; naming the penalty is deprecated.
-        classifier = LogisticRegression(C=1 / strength, max_iter=MAX_ITERATIONS).fit(features, labels)
-    converged = True
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            converged = False
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return classifier, converged
-
-
-def search(evaluate: Callable[[float], Tried], progress: Progress | None = None) -> list[Tried]:
-    """CLIP's parametric binary search over `GRID`: λ = 1e-6, 1e-4, ..., 1e6, then halving the step around the peak.
-
-    Of equally good values the largest λ is the peak [ours].
-
-    Args:
-        evaluate: fits with a λ and judges it on the validation images.
-        progress: called with (fits done, 16), the sixteenth being the final refit.
-
-    Returns:
-        All that was tried, in order; `peak` finds the best.
-    """
-    tried: dict[int, Tried] = {}
-
-    def visit(index: int) -> None:
-        if 0 <= index < len(GRID) and index not in tried:
-            tried[index] = evaluate(GRID[index])
-            if progress is not None:
-                progress(len(tried), 16)
-
-    for index in range(0, len(GRID), COARSE):
-        visit(index)
-    step = COARSE
-    while step > 1:
-        step //= 2
-        best = max(tried, key=lambda index: (tried[index].accuracy, index))
-        visit(best - step)
-        visit(best + step)
-    return list(tried.values())
-
-
-def peak(path: Sequence[Tried]) -> Tried:
-    """The best of what was tried; of equally good ones the largest λ."""
-    return max(path, key=lambda one: (one.accuracy, one.strength))
-
-
-def choose_strength(
-    train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray], progress: Progress | None = None
-) -> list[Tried]:
-    """Search λ by the accuracy on the validation images; each pair is (features, labels)."""
-
-    def evaluate(strength: float) -> Tried:
-        classifier, converged = fit(*train, strength)
-        accuracy = float((classifier.predict(validation[0]) == validation[1]).mean())
-        return Tried(strength, accuracy, int(np.max(classifier.n_iter_)), converged)
-
-    return search(evaluate, progress)
-
-
-def few_shot_draw(labels: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of `shots` training and min(shots, 4) validation images a class, as CoOp's linear probe draws them.
-
-    Raises:
-        DataError: a class has too few images.
-    """
-    rng = np.random.default_rng(seed)
-    train, validation, extra = [], [], min(shots, 4)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        if len(members) < shots + extra:
-            raise DataError(
-                f"class {label} has {len(members)} training images",
-                f"{shots} shots take {shots} to fit and {extra} to choose the regularisation",
-                "ask for fewer shots with --shots",
-            )
-        train.append(members[:shots])
-        validation.append(members[shots : shots + extra])
-    return np.concatenate(train), np.concatenate(validation)
-
-
-def _matrix(features: ImageFeatures, single: bool) -> np.ndarray:
-    assert features.trunk is not None
-    return np.ascontiguousarray(features.trunk.numpy(), dtype=np.float32 if single else np.float64)
 
 
 def check_splits(
@@ -202,7 +61,7 @@ def probe(
     validation: ClassificationSet | None = None,
     options: EmbedOptions | None = None,
     features: tuple[ImageFeatures, ImageFeatures] | None = None,
-    shots: int | None = None,
+    shots: int | Sequence[int] | None = None,
     seeds: Sequence[int] = SEEDS,
     seed: int = 0,
     notes: dict[str, object] | None = None,
@@ -211,15 +70,15 @@ def probe(
     """Evaluate a linear probe.
 
     λ is chosen on the validation split, or on a stratified fifth of the training images; then the classifier is
-    refitted on both together and judged on the test images. With `shots`, each seed draws that many images a class to
-    fit on and min(shots, 4) to choose λ (which are not added afterwards); the mean over the seeds is reported.
+    refitted on both together and judged on the test images. With `shots`, see `few_shot`; the mean over the seeds is
+    reported.
 
     Args:
         model: the model; its training mode is left as it was.
         train, test, validation: sets of the same classes; validation is the official one, if there is one.
         options: how to embed.
         features: trunk features of train and test, where they are already there.
-        shots: images a class; None takes all.
+        shots: images a class, one number or several; None takes all.
         seeds: of the few-shot draws.
         seed: of the validation share.
         notes: what is to stand in the protocol besides (how the splits came about).
@@ -234,8 +93,12 @@ def probe(
     """
     started = time.perf_counter()
     options = options or EmbedOptions()
-    if shots is not None and shots < 1:
-        raise UsageError(f"{shots} shots are too few", hint="--shots takes 1 or more; left out, all images are used")
+    several = None if shots is None else [shots] if isinstance(shots, int) else sorted(set(shots))
+    if several is not None and (not several or several[0] < 1):
+        raise UsageError(
+            f"{several[0] if several else 'no'} shots are too few",
+            hint="--shots takes 1 or more; left out, all images are used",
+        )
 
     def embedded(data: ClassificationSet) -> ImageFeatures:
         return embed_images(
@@ -248,14 +111,25 @@ def probe(
     assert train_features.trunk is not None
     rows = len(train.labels) + (len(validation.labels) if validation is not None else 0)
     single = rows * train_features.trunk.shape[1] * 8 > SINGLE_ABOVE
-    x, y = _matrix(train_features, single), train.labels
-    held = (_matrix(extra, single), validation.labels) if extra is not None and validation is not None else None
-    x_test = _matrix(test_features, single)
-    details: dict[str, Any] = {"chance": 1 / test.class_count, "test_images_also_in_train": shared}
-    if shots is None:
-        metrics, more, protocol = _full(x, y, held, x_test, test, seed, progress)
-    else:
-        metrics, more, protocol = _few_shot(x, y, held, x_test, test, shots, seeds, progress)
+    tests, training = test_features.trunk, train_features.trunk
+    assert tests is not None
+
+    def judged(arrays: SolverArrays) -> Outcome:
+        x, x_test = arrays.matrix(training, single), arrays.matrix(tests, single)
+        held = None
+        if extra is not None and validation is not None:
+            assert extra.trunk is not None
+            held = arrays.matrix(extra.trunk, single), validation.labels
+        if several is None:
+            return _full(x, train.labels, held, x_test, test, seed, arrays, progress)
+        return few_shot(x, train.labels, held, x_test, test, several, seeds, arrays, progress)
+
+    (metrics, more, protocol), where = fitted(judged, choose_arrays(rows, training.shape[1], single, model.device))
+    details: dict[str, Any] = {
+        "chance": 1 / test.class_count,
+        "test_images_also_in_train": shared,
+        "fitted_with": where.described(),
+    }
     if validation is not None:
         protocol["validation"] = f"split {validation.split}, {len(validation.labels):,} images"
     protocol |= {
@@ -283,96 +157,54 @@ def probe(
     )
 
 
-Held = tuple[np.ndarray, np.ndarray] | None
+Held = tuple[Any, np.ndarray] | None
 Outcome = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
+def fitted(judged: Callable[[SolverArrays], Outcome], arrays: SolverArrays) -> tuple[Outcome, SolverArrays]:
+    """What `judged` makes with `arrays`, or with NumPy's where the device cannot do it after all; and which it was."""
+    try:
+        return judged(arrays), arrays
+    except (torch.OutOfMemoryError, NotImplementedError) as error:
+        if arrays.device is None:
+            raise
+        why = f"{arrays.device} failed: {str(error).partition(chr(10))[0]}"
+    # Outside of the handler, whose traceback would keep the device's memory.
+    arrays = SolverArrays(reason=why)
+    return judged(arrays), arrays
+
+
 def _full(
-    x: np.ndarray,
+    x: Any,
     y: np.ndarray,
     held: Held,
-    x_test: np.ndarray,
+    x_test: Any,
     test: ClassificationSet,
     seed: int,
+    arrays: SolverArrays,
     progress: Progress | None,
 ) -> Outcome:
     if held is None:
         rest, chosen = stratified_split(y, VALIDATION_SHARE, seed)
-        part, held, whole = (x[rest], y[rest]), (x[chosen], y[chosen]), (x, y)
+        part, held, whole = (arrays.rows(x, rest), y[rest]), (arrays.rows(x, chosen), y[chosen]), (x, y)
         protocol = {"validation": f"a stratified {VALIDATION_SHARE:.0%} of the training images, seed {seed}"}
     else:
-        part, whole = (x, y), (np.concatenate([x, held[0]]), np.concatenate([y, held[1]]))
+        part, whole = (x, y), (arrays.joined(x, held[0]), np.concatenate([y, held[1]]))
         protocol = {}
-    path = choose_strength(part, held, progress)
+    path = choose_strength((part[0], arrays.labels(part[1])), held, progress)
     best = peak(path)
-    classifier, converged = fit(*whole, best.strength)
+    classifier, converged = fit(whole[0], arrays.labels(whole[1]), best.strength)
     if progress is not None:
         progress(16, 16)
-    predicted = classifier.predict(x_test)[:, None]
+    predicted = predict(classifier, x_test)[:, None]
     metrics = classification_metrics(predicted, test.labels, test.class_count)
     details = {
         "lambda": best.strength,
         "C": 1 / best.strength,
         "validation_accuracy": best.accuracy,
         "fits_without_convergence": sum(not one.converged for one in path) + (not converged),
-        "refit": {"images": len(whole[1]), "iterations": int(np.max(classifier.n_iter_)), "converged": converged},
+        "refit": {"images": len(whole[1]), "iterations": iterations(classifier), "converged": converged},
         "search": [one.record() for one in path],
         "per_class": per_class(predicted, test),
     }
     return metrics, details, {**protocol, "refit": "on training and validation images together"}
-
-
-def _few_shot(
-    x: np.ndarray,
-    y: np.ndarray,
-    held: Held,
-    x_test: np.ndarray,
-    test: ClassificationSet,
-    shots: int,
-    seeds: Sequence[int],
-    progress: Progress | None,
-) -> Outcome:
-    from scipy import stats
-
-    runs, scores = [], []
-    for number, seed in enumerate(seeds):
-        drawn, rest = few_shot_draw(y, shots, seed)
-        judge = (x[rest], y[rest])
-        if held is not None:
-            # With an official validation split, λ is judged on images of it.
-            rest, _ = few_shot_draw(held[1], min(shots, 4), seed)
-            judge = (held[0][rest], held[1][rest])
-
-        def tell(done: int, total: int, number: int = number) -> None:
-            if progress is not None:
-                progress(number * total + done, len(seeds) * total)
-
-        path = choose_strength((x[drawn], y[drawn]), judge, tell)
-        classifier, converged = fit(x[drawn], y[drawn], peak(path).strength)
-        tell(16, 16)
-        single = classification_metrics(classifier.predict(x_test)[:, None], test.labels, test.class_count)
-        values = {name: entry["value"] for name, entry in single.items()}
-        scores.append(values)
-        missed = sum(not one.converged for one in path) + (not converged)
-        runs.append({"seed": seed, "lambda": peak(path).strength, "fits_without_convergence": missed, **values})
-    metrics = {}
-    for name in scores[0]:
-        values_of = np.array([values[name] for values in scores])
-        mean, bounds = float(values_of.mean()), None
-        if len(values_of) > 1:
-            half = float(
-                stats.t.ppf((1 + LEVEL) / 2, len(values_of) - 1) * values_of.std(ddof=1) / np.sqrt(len(values_of))
-            )
-            bounds = (mean - half, mean + half)
-        metrics[name] = metric(mean, len(values_of), bounds, interval="Student's t over the draws, 95 %")
-    details = {
-        "draws": runs,
-        "fits_without_convergence": sum(run["fits_without_convergence"] for run in runs),
-    }
-    protocol = {
-        "shots": shots,
-        "seeds": list(seeds),
-        "validation": f"{min(shots, 4)} further training images a class [ours, as CoOp's linear probe]",
-        "refit": "none: the classifier is fitted on the shots only",
-    }
-    return metrics, details, protocol

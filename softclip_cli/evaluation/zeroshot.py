@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from softclip_cli.evaluation.embed import (
 from softclip_cli.evaluation.images import digest
 from softclip_cli.evaluation.intervals import bootstrap_class_mean, metric, share_metric
 from softclip_cli.evaluation.scoring import top_matches
-from softclip_cli.evaluation.sets import ClassificationSet
+from softclip_cli.evaluation.sets import ClassificationSet, MultiLabelSet
 
+Kept = TypeVar("Kept")
 TEXTS_AT_ONCE = 65_536  # prompts whose embeddings are held together: 1,000 classes × 80 need two rounds
 
 
@@ -104,7 +105,20 @@ def per_class(best: np.ndarray, data: ClassificationSet) -> list[dict[str, Any]]
     return rows
 
 
-def dataset_facts(data: ClassificationSet, features: ImageFeatures) -> dict[str, Any]:
+def confusion(best: np.ndarray, labels: np.ndarray, class_count: int) -> dict[str, list[int]]:
+    """How often images of each class are taken for each other one, as lists of equal length: `true`, `predicted`, `n`.
+
+    Only what occurs is listed: 1,000 classes have a million pairs, and 50,000 images fill 50,000 of them at most.
+    """
+    pairs, counts = np.unique(labels * class_count + best[:, 0], return_counts=True)
+    return {
+        "true": (pairs // class_count).tolist(),
+        "predicted": (pairs % class_count).tolist(),
+        "n": counts.tolist(),
+    }
+
+
+def dataset_facts(data: ClassificationSet | MultiLabelSet, features: ImageFeatures) -> dict[str, Any]:
     """The `dataset` part of a result."""
     facts: dict[str, Any] = {
         "name": data.name,
@@ -119,7 +133,7 @@ def dataset_facts(data: ClassificationSet, features: ImageFeatures) -> dict[str,
     return facts
 
 
-def require_class_names(data: ClassificationSet) -> tuple[str, ...]:
+def require_class_names(data: ClassificationSet | MultiLabelSet) -> tuple[str, ...]:
     """The set's class names.
 
     Raises:
@@ -135,6 +149,57 @@ def require_class_names(data: ClassificationSet) -> tuple[str, ...]:
     return data.class_names
 
 
+def with_prompts(
+    model: EmbeddingModel,
+    data: ClassificationSet | MultiLabelSet,
+    judge: Callable[[Tensor], tuple[dict[str, Any], Kept]],
+    *,
+    options: EmbedOptions,
+    single_only: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Kept, dict[str, Any]]:
+    """Judge the class embeddings of the single prompt and of the ensemble, which is the headline where there is one.
+
+    Args:
+        model, options, progress: as for `zero_shot`.
+        data: class names and prompts.
+        judge: from class embeddings, float32 (C, embed_dim), to metrics and whatever else the caller wants of them.
+        single_only: leave the ensemble out.
+
+    Returns:
+        The metrics, those of the single prompt beside the ensemble's as `single_prompt_*`; what `judge` gave besides;
+        and the part of the protocol that is about prompts.
+
+    Raises:
+        DataError: the set has no class names.
+    """
+    class_names = require_class_names(data)
+    prompt = names.single_prompt(data.prompts)
+    ensemble = not single_only and len(data.prompts) > 1
+    metrics, kept = judge(class_embeddings(model, class_names, [prompt], options=options))
+    if ensemble:
+        alone = metrics
+        metrics, kept = judge(class_embeddings(model, class_names, data.prompts, options=options, progress=progress))
+        metrics |= {f"single_prompt_{name}": entry for name, entry in alone.items()}
+    protocol = {
+        "prompts": [prompt] if not ensemble else list(data.prompts),
+        "prompts_source": data.prompts_source,
+        "single_prompt": prompt,
+        "class_names_source": data.class_names_source,
+        "class_embedding": "mean of the normalised prompt embeddings, normalised",
+        "features": "projected, L2-normalised",
+        **options.protocol(),
+    }
+    return metrics, kept, protocol
+
+
+def repeated_names(data: ClassificationSet | MultiLabelSet) -> dict[str, Any]:
+    """For the details: the names that several classes share, where there are any."""
+    given = data.class_names or ()
+    repeated = sorted({name for name in given if given.count(name) > 1})
+    return {"classes_of_the_same_name": repeated} if repeated else {}
+
+
 def zero_shot(
     model: EmbeddingModel,
     data: ClassificationSet,
@@ -142,6 +207,7 @@ def zero_shot(
     options: EmbedOptions | None = None,
     features: ImageFeatures | None = None,
     single_only: bool = False,
+    with_confusion: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluate zero-shot classification.
@@ -155,6 +221,7 @@ def zero_shot(
         options: how to embed.
         features: the images' projected features, where they are already there.
         single_only: leave the ensemble out.
+        with_confusion: count in the details which class is taken for which (`reports/confusion.py` draws it).
         progress: called with (done, total), over images and then prompts.
 
     Returns:
@@ -166,38 +233,27 @@ def zero_shot(
     """
     started = time.perf_counter()
     options = options or EmbedOptions()
-    class_names = require_class_names(data)
+    require_class_names(data)
     if features is None:
         features = embed_images(
             model, data.images, name=data.name, split=data.split, options=options, progress=progress
         )
-    assert features.projected is not None
-    prompt = names.single_prompt(data.prompts)
-    single = class_embeddings(model, class_names, [prompt], options=options)
-    best = top_matches(features.projected, single, 5)
-    metrics = classification_metrics(best, data.labels, data.class_count)
-    ensemble = not single_only and len(data.prompts) > 1
-    if ensemble:
-        together = class_embeddings(model, class_names, data.prompts, options=options, progress=progress)
-        alone = metrics
-        best = top_matches(features.projected, together, 5)
-        metrics = classification_metrics(best, data.labels, data.class_count)
-        metrics |= {f"single_prompt_{name}": entry for name, entry in alone.items()}
-    repeated = sorted({name for name in class_names if class_names.count(name) > 1})
+    projected = features.projected
+    assert projected is not None
+
+    def judge(classes: Tensor) -> tuple[dict[str, Any], np.ndarray]:
+        best = top_matches(projected, classes, 5)
+        return classification_metrics(best, data.labels, data.class_count), best
+
+    metrics, best, protocol = with_prompts(
+        model, data, judge, options=options, single_only=single_only, progress=progress
+    )
     details: dict[str, Any] = {"chance": 1 / data.class_count, "per_class": per_class(best, data)}
-    if repeated:
-        details["classes_of_the_same_name"] = repeated
+    details |= repeated_names(data)
+    if with_confusion:
+        details["confusion"] = confusion(best, data.labels, data.class_count)
     if len(data.empty_classes):
         details["empty_classes"] = [data.class_label(index) for index in data.empty_classes]
-    protocol = {
-        "prompts": [prompt] if not ensemble else list(data.prompts),
-        "prompts_source": data.prompts_source,
-        "single_prompt": prompt,
-        "class_names_source": data.class_names_source,
-        "class_embedding": "mean of the normalised prompt embeddings, normalised",
-        "features": "projected, L2-normalised",
-        **options.protocol(),
-    }
     return result.build(
         task="zeroshot",
         dataset=dataset_facts(data, features),

@@ -22,6 +22,7 @@ METRICS: dict[str, tuple[str, str, bool | None]] = {
     "top5": ("top-5", "%", True),
     "accuracy": ("accuracy", "%", True),
     "mean_per_class": ("mean per class", "%", True),
+    "map11": ("mAP (11 points)", "%", True),
     "rsum": ("rsum", "points", True),
     "kendall_tau": ("Kendall τ", "", True),
     "spearman": ("Spearman ρ", "", True),
@@ -46,7 +47,7 @@ METRICS: dict[str, tuple[str, str, bool | None]] = {
     "group_score": ("group score", "%", True),
 }
 # What stands for an evaluation where not all of its metrics can be shown.
-MAIN = ("top1", "accuracy", "group_score", "rsum", "kendall_tau")
+MAIN = ("top1", "map11", "accuracy", "group_score", "rsum", "kendall_tau")
 VARIANTS = {
     "single_prompt_": "single prompt",
     "target_image_to_text_": "soft target image → text",
@@ -55,6 +56,7 @@ VARIANTS = {
 }
 OUTCOMES = ("reference.top1",)  # stand in a protocol, but are measured, not set
 RECALL = re.compile(r"(image_to_text|text_to_image)_r(\d+)")
+SHOTS = re.compile(r"(\w+)_shots_(\d+)")
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
@@ -74,10 +76,16 @@ def metric_facts(metric: str, values: Sequence[float], said: str = "") -> tuple[
             label, unit, higher = metric_facts(metric.removeprefix(prefix), values, said)
             return f"{label}, {words}", unit, higher
     recall = RECALL.fullmatch(metric)
+    shots, hits = SHOTS.fullmatch(metric), re.fullmatch(r"hit(\d+)", metric)
+    if shots:
+        label, unit, higher = metric_facts(shots[1], values, said)
+        return f"{label}, {shots[2]} images a class", unit, higher
     if metric in METRICS:
         label, unit, higher = METRICS[metric]
     elif recall:
         label, unit, higher = f"{DIRECTIONS[recall[1]]} R@{recall[2]}", "%", True
+    elif hits:
+        label, unit, higher = f"hit@{hits[1]}", "%", True
     else:
         label = (
             metric.replace("image_to_text", "image → text").replace("text_to_image", "text → image").replace("_", " ")

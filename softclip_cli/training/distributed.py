@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -121,6 +121,23 @@ def first_ahead(world: World) -> Iterator[None]:
         if not world.local_rank:
             dist.barrier(group)
         dist.destroy_process_group(group)
+
+
+@contextmanager
+def patient_gathering(world: World) -> Iterator[Callable[[Any], list[Any]]]:
+    """A function like `from_all` for work that ends at very different times: it waits as long as that takes."""
+    if world.size == 1:
+        yield lambda value: [value]
+        return
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+
+    def gather(value: Any) -> list[Any]:
+        values: list[Any] = [None] * world.size
+        dist.all_gather_object(values, value, group=group)
+        return values
+
+    yield gather
+    dist.destroy_process_group(group)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
