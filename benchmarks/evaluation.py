@@ -1,19 +1,19 @@
 """softclip's evaluation beside clip-benchmark 1.6.2: the same metrics from the same pictures and weights, and how long each takes.
 
     python benchmarks/evaluation.py [--quick] [--json FILE] [--rows evaluation classifier scoring streaming] [--data DIR]
-    python benchmarks/evaluation.py --clip-benchmark DIR --model runs/NAME/checkpoints/final --clock cpu --threads 1
+    python benchmarks/evaluation.py --clip-benchmark DIR --models untrained CHECKPOINT --clock cpu --threads 1
 
 evaluation: one whole process each, in turns, for all sets. Classification: CIFAR-10 and the four domains of PACS; the pictures' own files
 lie in class folders for softclip and, byte for byte, in the tars that clip-benchmark documents for one's own data (`wds/NAME`). Retrieval:
 Flickr8k's test images, the same files for both. Both see all prompts (clip-benchmark's own for CIFAR-10, open_clip's seven for PACS) and
 batches of 64 images. Images that share a caption with another are left out: what clip-benchmark makes of equal scores is chance.
-Models: an untrained ViT-S-32-alt (seed 0) and every --model, a folder that open_clip loads as `local-dir:`.
+Models: an untrained ViT-S-32-alt (seed 0), or folders that open_clip loads as `local-dir:`, which softclip's checkpoints are.
 
 classifier: the embeddings of 1,000 classes × 80 prompts. scoring: recalls of 2,000 images × 10,000 texts from their embeddings, through
 clip-benchmark's own `evaluate` with a model that hands them out. streaming: softclip alone, 100,000 images × 500,000 texts.
 
-clip-benchmark is no dependency: --clip-benchmark names a folder of `pip install --target`, by default a temporary one is filled. It needs
-numpy before 2.4 (its accuracy turns arrays of one element into numbers, which later ones refuse) and stands before this Python's own packages.
+clip-benchmark is no dependency: --clip-benchmark names a folder of `pip install --target`, by default a temporary one is filled. It stands
+before this Python's own packages, with a numpy before 2.4: later ones refuse to turn an array of one element into a number, as it does.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from typing import Any
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 WANTED = ["clip-benchmark==1.6.2", "pycocoevalcap==1.2", "webdataset==0.2.86", "braceexpand==0.1.7", "numpy<2.4"]
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+UNTRAINED = "untrained"
 SHARDS, RECALLS = 4, (1, 5, 10)
 ALIKE = 1e-6
 NAMES = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_per_class"}
@@ -132,14 +133,16 @@ import json, sys, time
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
+from softclip_cli.evaluation.intervals import bootstrap_mean
 from softclip_cli.evaluation.retrieval import retrieval_metrics
+from softclip_cli.evaluation.scoring import rank_images, rank_texts
 
 def resident(name):
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if name in line) / 1024
 
 if __name__ == "__main__":
-    images, texts, width = map(int, sys.argv[1:])
+    images, texts, width, share = *map(int, sys.argv[1:4]), float(sys.argv[4])
     seeded = torch.Generator().manual_seed(0)
     owner = np.arange(texts) * images // texts
     pictures = F.normalize(torch.randn(images, width, generator=seeded), dim=1)
@@ -150,10 +153,18 @@ if __name__ == "__main__":
     retrieval_metrics(pictures[:100], captions[:500], np.arange(500) // 5)  # what is imported and started once
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before, start, busy = resident("VmRSS"), time.perf_counter(), time.process_time()
-    metrics, _ = retrieval_metrics(pictures, captions, owner)
-    facts = {"wall": time.perf_counter() - start, "cpu": time.process_time() - busy}
+    if share == 1:
+        metrics = {name: entry["value"] for name, entry in retrieval_metrics(pictures, captions, owner)[0].items()}
+    else:  # fewer queries against the same galleries, in blocks of the same size; then the intervals of all
+        queries = int(texts * share)
+        found = rank_images(pictures, captions[:queries], owner[:queries])
+        other = rank_texts(pictures[: int(images * share)], captions, owner)
+        metrics = {"text_to_image_r1": found.hits(1).mean(), "image_to_text_r1": other.hits(1).mean()}
+        bootstrap_mean(np.ones((images, 3)))
+        bootstrap_mean(np.ones((images, 3)), np.bincount(owner))
+    facts = {"wall": time.perf_counter() - start, "cpu": time.process_time() - busy, "metrics": metrics}
     facts |= {"beyond_mib": resident("VmHWM") - before, "embeddings_mib": (images + texts) * width * 4 / 2**20}
-    print(json.dumps(facts | {"metrics": {name: entry["value"] for name, entry in metrics.items()}}))
+    print(json.dumps(facts))
 """
 
 
@@ -262,8 +273,23 @@ def evaluated(
         if not link.exists():
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(root / ("flickr8k/images" if name == "flickr8k" else f"{name}-wds"))
-    command = ["-m", "clip_benchmark.cli", "eval", "--dataset", *datasets, "--dataset_root", f"{root}/theirs/{{dataset}}"]
-    command += ["--annotation_file", str(root / "flickr8k-list.txt"), "--model", f"local-dir:{model}", "--pretrained", ""]
+    command = [
+        "-m",
+        "clip_benchmark.cli",
+        "eval",
+        "--dataset",
+        *datasets,
+        "--dataset_root",
+        f"{root}/theirs/{{dataset}}",
+    ]
+    command += [
+        "--annotation_file",
+        str(root / "flickr8k-list.txt"),
+        "--model",
+        f"local-dir:{model}",
+        "--pretrained",
+        "",
+    ]
     command += ["--num_workers", str(workers), "--recall_k", *map(str, RECALLS), "--output", "theirs-{dataset}.json"]
     seconds, _ = process([*command, "--quiet", *(["--no_amp"] if precision == "fp32" else [])], theirs, root)
     found = {}
@@ -291,27 +317,43 @@ def evaluation_rows(options: argparse.Namespace, work: Path, models: dict[str, P
     rows, targets = [], []
     sets = write_sets(work, options.data, options.cifar, options.pacs, options.pairs, theirs / "clip_benchmark")
     for name, model in models.items():
-        ways = [("softclip", "fp32"), ("clip-benchmark", "fp32"), ("softclip", "bf16"), ("clip-benchmark", "amp")]
+        ways = [("softclip", "fp32"), ("clip-benchmark", "fp32")]
+        ways += [] if options.fp32 else [("softclip", "bf16"), ("clip-benchmark", "amp")]
         seconds: dict[tuple[str, str], list[dict[str, float]]] = {way: [] for way in ways}
         metrics: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
         for turn in range(options.rounds):
             for way in ways if turn % 2 == 0 else reversed(ways):
                 took, metrics[way] = evaluated(*way, work, model, sets, options.workers, theirs)
                 seconds[way].append(took)
-                print(f"{name:14} {' '.join(way):22} {took['wall']:8.1f} s   {took['cpu']:8.1f} s of processors", flush=True)
+                print(
+                    f"{name:14} {' '.join(way):22} {took['wall']:8.1f} s   {took['cpu']:8.1f} s of processors",
+                    flush=True,
+                )
         middle = {way: statistics.median(turn[options.clock] for turn in turns) for way, turns in seconds.items()}
         for way in ways:
-            rows.append({"part": "evaluation", "model": name, "contender": way, "seconds": seconds[way], "metrics": metrics[way]})
+            rows.append(
+                {
+                    "part": "evaluation",
+                    "model": name,
+                    "contender": way,
+                    "seconds": seconds[way],
+                    "metrics": metrics[way],
+                }
+            )
         for one in sets:
             for way in ways:
-                cells = "  ".join(f"{key} {metrics[way][one][key]:.4f}" for key in NAMES.values() if key in metrics[way][one])
+                cells = "  ".join(
+                    f"{key} {metrics[way][one][key]:.4f}" for key in NAMES.values() if key in metrics[way][one]
+                )
                 print(f"{name:14} {one:18} {' '.join(way):22} {cells}")
         fp32, base = metrics["softclip", "fp32"], ("clip-benchmark", "fp32")
         apart = max(furthest(fp32[one], metrics[base][one]) for one in sets)
         targets.append(target(f"{name}: largest difference of metrics, fp32", apart, ALIKE, most=True))
         targets.append(target(f"{name}: fp32, times as fast", middle[base] / middle["softclip", "fp32"], 2))
-        targets.append(target(f"{name}: bf16 beside its fp32, times as fast", middle[base] / middle["softclip", "bf16"], 3))
-        for way in (("softclip", "bf16"), ("clip-benchmark", "amp")):
+        if not options.fp32:
+            ratio = middle[base] / middle["softclip", "bf16"]
+            targets.append(target(f"{name}: bf16 beside its fp32, times as fast", ratio, 3))
+        for way in ways[2:]:
             differs = max(furthest(metrics[way][one], metrics[base][one]) for one in sets)
             print(f"{name}: largest difference of {' '.join(way)} from fp32: {differs:.4f}")
     return rows, targets
@@ -323,7 +365,7 @@ def classifier_rows(options: argparse.Namespace, work: Path, models: dict[str, P
 
     (name, model), *_ = models.items()
     code, rows, found = script(work, "classifier.py", CLASSIFIER), [], {}
-    for turn in range(options.rounds):
+    for _ in range(options.rounds):
         for side in ("softclip", "clip-benchmark"):
             out = work / f"{side}.npy"
             command = [code, side, str(model), "fp32", str(options.classes), str(out)]
@@ -332,7 +374,10 @@ def classifier_rows(options: argparse.Namespace, work: Path, models: dict[str, P
             print(f"classifier     {side:22} {took['wall']:8.1f} s   {took['cpu']:8.1f} s of processors", flush=True)
     middle = {side: statistics.median(took[options.clock] for took in turns) for side, turns in found.items()}
     apart = float(np.abs(np.load(work / "softclip.npy") - np.load(work / "clip-benchmark.npy")).max())
-    rows = [{"part": "classifier", "model": name, "classes": options.classes, "contender": side, "seconds": turns} for side, turns in found.items()]
+    rows = [
+        {"part": "classifier", "model": name, "classes": options.classes, "contender": side, "seconds": turns}
+        for side, turns in found.items()
+    ]
     size = f"classifier of {options.classes:,} classes × 80 prompts"
     return rows, [
         target(f"{size}: largest difference of a number", apart, 1e-5, most=True),
@@ -361,11 +406,21 @@ def scoring_rows(options: argparse.Namespace, work: Path, models: dict[str, Path
 def streaming_rows(options: argparse.Namespace, work: Path, models: dict[str, Path], theirs: Path) -> Any:
     """Memory of a large gallery."""
     images, texts = (2_000, 10_000) if options.quick else (100_000, 500_000)
-    command = [script(work, "streaming.py", STREAMING), str(images), str(texts), str(options.width)]
+    command = [script(work, "streaming.py", STREAMING), str(images), str(texts), str(options.width), str(options.share)]
     facts = json.loads(process(command, None, work)[1].splitlines()[-1])
-    row = {"part": "streaming", "images": images, "texts": texts, "width": options.width, **facts}
-    size = f"streaming, {images:,} images × {texts:,} texts of {options.width}"
-    print(f"{size}: {facts['wall']:.0f} s, {facts['cpu']:.0f} s of processors; the embeddings are {facts['embeddings_mib']:.0f} MiB")
+    row = {
+        "part": "streaming",
+        "images": images,
+        "texts": texts,
+        "width": options.width,
+        "share": options.share,
+        **facts,
+    }
+    part = "" if options.share == 1 else f", {options.share:.1%} of the queries"
+    size = f"streaming, {images:,} images × {texts:,} texts of {options.width}{part}"
+    print(
+        f"{size}: {facts['wall']:.0f} s, {facts['cpu']:.0f} s of processors; the embeddings are {facts['embeddings_mib']:.0f} MiB"
+    )
     return [row], [target(f"{size}: MiB beyond the embeddings", facts["beyond_mib"], 1024, most=True)]
 
 
@@ -382,7 +437,9 @@ def install(folder: Path) -> Path:
     command = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *WANTED]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"clip-benchmark could not be installed:\n{done.stderr[-2000:]}\nfill a folder elsewhere and give --clip-benchmark DIR")
+        sys.exit(
+            f"clip-benchmark could not be installed:\n{done.stderr[-2000:]}\nfill a folder elsewhere and give --clip-benchmark DIR"
+        )
     return folder
 
 
@@ -392,39 +449,59 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round, few pictures: does it run at all")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--rows", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--clip-benchmark", type=Path, metavar="DIR", help="a `pip install --target` folder that has it")
-    parser.add_argument("--model", type=Path, action="append", default=[], help="a trained checkpoint's folder besides")
+    parser.add_argument(
+        "--clip-benchmark", type=Path, metavar="DIR", help="a `pip install --target` folder that has it"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=[UNTRAINED], metavar="DIR", help=f"{UNTRAINED}, checkpoint folders, or both"
+    )
     parser.add_argument("--data", type=Path, default=SHARED, help="folder that holds cifar10, pacs and flickr8k")
+    parser.add_argument("--fp32", action="store_true", help="fp32 alone")
     parser.add_argument("--cifar", type=int, help="pictures of CIFAR-10")
     parser.add_argument("--pacs", type=int, help="pictures of each class and domain of PACS")
     parser.add_argument("--pairs", type=int, help="pictures of Flickr8k, with five captions each")
     parser.add_argument("--classes", type=int, help="classes of the classifier")
     parser.add_argument("--score-images", type=int, default=2000, help="images whose recalls are scored")
     parser.add_argument("--width", type=int, default=64, help="width of the streamed embeddings")
+    parser.add_argument(
+        "--share", type=float, default=1, help="of the streamed queries to rank, against whole galleries"
+    )
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--workers", type=int, default=1, help="decoding processes of both")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="computing threads of both")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="what the ratios are of; cpu with --threads 1")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="what the ratios are of; cpu with --threads 1"
+    )
     options = parser.parse_args()
     quick = options.quick
-    for name, small, usual in (("cifar", 20, 2000), ("pacs", 2, 40), ("pairs", 12, 1000), ("classes", 4, 1000), ("rounds", 1, 3)):
+    for name, small, usual in (
+        ("cifar", 20, 2000),
+        ("pacs", 2, 40),
+        ("pairs", 12, 1000),
+        ("classes", 4, 1000),
+        ("rounds", 1, 3),
+    ):
         if getattr(options, name) is None:
             setattr(options, name, small if quick else usual)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     from softclip_cli.registry import open_model
     from softclip_cli.training.run_folder import processor_name
 
-    print(f"{processor_name()}, {options.threads} threads, {options.workers} decoding processes, clock: {options.clock}", flush=True)
+    print(
+        f"{processor_name()}, {options.threads} threads, {options.workers} decoding processes, clock: {options.clock}",
+        flush=True,
+    )
     rows: list[dict[str, Any]] = []
     targets: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="softclip-benchmark-") as name:
         work = Path(name).resolve()
         needs_theirs = set(options.rows) - {"streaming"}
         theirs = options.clip_benchmark or (install(work / "packages") if needs_theirs else work)
-        seeded = work / "seeded"
-        seeded.mkdir()
-        open_model("ViT-S-32-alt", seed=0).save(seeded)
-        models = {"ViT-S-32-alt": seeded} | {path.resolve().parent.name if path.name == "final" else path.name: path.resolve() for path in options.model}
+        (work / "seeded").mkdir()
+        open_model("ViT-S-32-alt", seed=0).save(work / "seeded")
+        models = {
+            Path(name).name: work / "seeded" if name == UNTRAINED else Path(name).resolve() for name in options.models
+        }
         for part in options.rows:
             found, asked = PARTS[part](options, work, models, theirs.resolve())
             rows += found

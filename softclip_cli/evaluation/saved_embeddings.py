@@ -75,7 +75,9 @@ def save_embeddings(embedded: Embedded, data: RetrievalSet, folder: Path, facts:
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise HostError(
-            f"the embeddings cannot be written to {folder}", str(error), "choose another folder with --save-embeddings DIR"
+            f"the embeddings cannot be written to {folder}",
+            str(error),
+            "choose another folder with --save-embeddings DIR",
         ) from error
     return folder
 
