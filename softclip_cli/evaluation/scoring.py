@@ -75,7 +75,7 @@ class Block:
         dim = 0 if across else 1
         if mask.device.type == "cpu":  # torch adds truth values one by one, at a tenth of the rate
             return np.count_nonzero(mask.numpy(), axis=dim)
-        return torch.count_nonzero(mask, dim=dim).cpu().numpy()
+        return mask.sum(dim=dim).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)
