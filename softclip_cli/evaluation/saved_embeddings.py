@@ -55,7 +55,8 @@ def save_embeddings(embedded: Embedded, data: RetrievalSet, folder: Path, facts:
     import pyarrow.parquet as pq
 
     require_free(folder)
-    part = folder.with_name(f".{folder.name}.partial")
+    whole = folder.resolve()
+    part = whole.with_name(f".{whole.name}.partial")
     images, texts = embedded.features.projected, embedded.texts
     assert images is not None
     try:
@@ -69,9 +70,9 @@ def save_embeddings(embedded: Embedded, data: RetrievalSet, folder: Path, facts:
         pq.write_table(pa.table(columns), part / "texts.parquet")
         shape = {"images": len(images), "texts": len(data.texts), "width": images.shape[1], "normalised": True}
         (part / "embeddings.json").write_text(json.dumps(shape | facts, indent=2, ensure_ascii=False) + "\n")
-        if folder.is_dir():
-            folder.rmdir()
-        part.rename(folder)
+        if whole.is_dir():
+            whole.rmdir()
+        part.rename(whole)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise HostError(
@@ -83,8 +84,13 @@ def save_embeddings(embedded: Embedded, data: RetrievalSet, folder: Path, facts:
 
 
 def _write_rows(path: Path, rows: torch.Tensor, order: np.ndarray) -> None:
-    """Rows in this order as a NumPy file, without a second copy of them in memory."""
-    array = np.lib.format.open_memmap(path, "w+", np.float32, (len(order), rows.shape[1]))
-    for start in range(0, len(order), ROWS):
-        array[start : start + ROWS] = rows[torch.from_numpy(order[start : start + ROWS])].numpy()
-    array.flush()
+    """Rows in this order as a NumPy file, without a second copy of them in memory.
+
+    Written, not mapped: on a full disk a mapped file ends the process without a word.
+    """
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(order), rows.shape[1])}
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, len(order), ROWS):
+            block = rows[torch.from_numpy(order[start : start + ROWS])].numpy()
+            stream.write(block.astype("<f4", copy=False).tobytes())
