@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import typer
 from eval_fixtures import lively_model, pictures, write_class_folders
@@ -188,3 +190,36 @@ def test_the_catalogue_is_listed_and_shown(tmp_path: Path) -> None:
 def test_help_has_every_common_option(words: tuple[str, ...]) -> None:
     stdout, _ = call(*words, "--help")
     assert "--json" in stdout and "--debug" in stdout
+
+
+def test_saved_embeddings_give_the_recalls_again(tmp_path: Path) -> None:
+    with CorpusWriter(tmp_path / "pairs") as writer, writer.split("test") as part:
+        for number, image in enumerate(pictures(12)):
+            part.write(Record(f"key {number}", image, [f"picture {number}", "the same words", f"{number} again"]))
+    out = tmp_path / "vectors"
+    stdout, stderr = call("retrieve", "--split", tmp_path / "pairs", "--save-embeddings", out, "--json")
+    document = json.loads(stdout)
+    assert f"embeddings: {out}" in stderr.replace("\n", "")
+    images, texts = (np.load(out / f"{name}.npy", mmap_mode="r") for name in ("images", "texts"))
+    assert images.dtype == texts.dtype == np.float32 and texts.shape == (36, images.shape[1])
+    assert np.linalg.norm(texts, axis=1) == pytest.approx(np.ones(36), abs=1e-5)
+    assert (texts[1] == texts[4]).all() and (texts[0] != texts[3]).any()
+    keys, captions = pq.read_table(out / "images.parquet"), pq.read_table(out / "texts.parquet")
+    assert keys["key"].to_pylist() == [f"key {number}" for number in range(12)]
+    assert captions["text"].to_pylist()[3:5] == ["picture 1", "the same words"]
+    owner = captions["image"].to_numpy()
+    assert owner.tolist() == [row // 3 for row in range(36)] == [row // 3 for row in captions["row"].to_pylist()]
+    scores = texts.astype(np.float64) @ images.astype(np.float64).T
+    for k in (1, 5):
+        hits = [(scores[j] > scores[j, owner[j]]).sum() < k for j in range(36)]
+        assert document["metrics"][f"text_to_image_r{k}"]["value"] == pytest.approx(np.mean(hits))
+    facts = json.loads((out / "embeddings.json").read_text())
+    assert facts["images"] == 12 and facts["dataset"] == document["dataset"] and facts["model"] == document["model"]
+
+
+def test_embeddings_do_not_overwrite_anything(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "images.npy").write_text("mine")
+    _, stderr = call("retrieve", "--split", tmp_path / "none", "--save-embeddings", tmp_path / "full", code=2)
+    assert "is there already" in stderr and "name another folder" in stderr
+    assert (tmp_path / "full" / "images.npy").read_text() == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
 
-from softclip_cli.errors import DataError
+from softclip_cli.errors import DataError, HostError
 from softclip_cli.evaluation import scoring
+from softclip_cli.evaluation.embed import ImageFeatures
 from softclip_cli.evaluation.images import BytesImages
-from softclip_cli.evaluation.retrieval import retrieval, retrieval_metrics
+from softclip_cli.evaluation.retrieval import Embedded, retrieval, retrieval_metrics
+from softclip_cli.evaluation.saved_embeddings import save_embeddings
 from softclip_cli.evaluation.scoring import Ranks, rank_images, rank_texts, top_matches
 from softclip_cli.evaluation.sets import RetrievalSet
 
@@ -170,6 +173,24 @@ def test_the_document_equals_stock_open_clip() -> None:
     assert document["dataset"]["gallery"] == "16 images × 40 texts"
     assert document["protocol"]["captions_per_image"] == "2 to 3"
     assert document["details"]["repeated_texts"] == 40 - len(set(data.texts))
+
+
+def test_embeddings_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = ImageFeatures(embeddings(2, 8, 0), None, np.zeros(2, dtype=np.int64))
+    embedded = Embedded(features, embeddings(3, 8, 1), np.array([0, 1, 2]), 0.0)
+    data = RetrievalSet("x", "test", BytesImages(pictures(2)), [["a", "b"], ["c"]])
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.write_table", full)
+        with pytest.raises(HostError, match="cannot be written"):
+            save_embeddings(embedded, data, tmp_path / "vectors", {})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "vectors").mkdir()
+    save_embeddings(embedded, data, tmp_path / "vectors", {})
+    assert (np.load(tmp_path / "vectors" / "texts.npy") == embedded.texts.numpy()).all()
 
 
 @pytest.mark.parametrize("captions", [[["a"], []], [["a"], ["b", " "]]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,6 +45,14 @@ def retrieve(
     model: ModelOption = None,
     data_root: RootOption = None,
     out: OutOption = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-embeddings",
+            metavar="DIR",
+            help="Write the embeddings into a new folder besides: .npy arrays, and tables of keys and texts.",
+        ),
+    ] = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
@@ -58,14 +67,21 @@ def retrieve(
     Example: softclip retrieve --split coco-5k
     """
     from softclip_cli.evaluation.locate import retrieval_set
-    from softclip_cli.evaluation.retrieval import retrieval
+    from softclip_cli.evaluation.retrieval import embed_pairs, retrieval
+    from softclip_cli.evaluation.saved_embeddings import require_free, save_embeddings
 
+    if embeddings is not None:
+        require_free(embeddings)
     data = retrieval_set(split, root=data_root)
     options = embed_options(batch_size, workers, precision, cache, no_cache)
     taken = take_model(model, device)
     with console.counting("embedding images, then texts") as progress:
-        document = retrieval(taken, data, options=options, progress=progress)
+        embedded = embed_pairs(taken, data, options=options, progress=progress)
+        document = retrieval(taken, data, options=options, embedded=embedded)
     finish(document, out, as_json, render)
+    if embeddings is not None:
+        facts = {name: document[name] for name in ("dataset", "model", "versions")}
+        console.note(f"embeddings: {save_embeddings(embedded, data, embeddings, facts)}")
 
 
 def render(document: dict[str, Any]) -> None:

@@ -109,7 +109,9 @@ def bootstrap_mean(values: np.ndarray, weights: np.ndarray | None = None, seed: 
     for start in range(0, RESAMPLES, rows):
         count = min(rows, RESAMPLES - start)
         picks = rng.integers(0, len(values), size=(count, len(values)))
-        counts = np.stack([np.bincount(row, minlength=len(values)) for row in picks]).astype(np.float64)
+        counts = np.empty((count, len(values)))
+        for sample, row in zip(counts, picks, strict=True):
+            sample[:] = np.bincount(row, minlength=len(values))
         total = counts @ weights
         samples.append((counts @ values) / (total if values.ndim == 1 else total[:, None]))
     return np.concatenate(samples)

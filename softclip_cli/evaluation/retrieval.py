@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from softclip_cli.evaluation.embed import (
     embed_texts,
 )
 from softclip_cli.evaluation.intervals import bootstrap_mean, ends, metric
-from softclip_cli.evaluation.scoring import Ranks, rank_images, rank_texts
+from softclip_cli.evaluation.scoring import Ranks, rank_both
 from softclip_cli.evaluation.sets import RetrievalSet
 
 DEPTHS = (1, 5, 10)
@@ -49,9 +50,7 @@ def retrieval_metrics(
     Returns:
         metrics, and facts about ties for the details.
     """
-    to_text = rank_texts(images, texts, owner, rows=rows, device=device)
-    all_texts = texts if rows is None else texts[torch.from_numpy(rows)]
-    to_image = rank_images(images, all_texts, owner, device=device)
+    to_text, to_image = rank_both(images, texts, owner, rows=rows, device=device)
     captions = np.bincount(owner, minlength=len(images))
     metrics: dict[str, Any] = {}
     sums = np.zeros(1)
@@ -81,12 +80,51 @@ def retrieval_metrics(
     return metrics, {"queries_with_ties": tied}
 
 
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A retrieval set's embeddings, on the CPU.
+
+    Attributes:
+        features: of the images; `projected` is there.
+        texts: float32 (U, d), L2-normalised: each different text once.
+        rows: int64 (M,), the row of `texts` that each caption is.
+        seconds: how long they took.
+    """
+
+    features: ImageFeatures
+    texts: Tensor
+    rows: np.ndarray
+    seconds: float
+
+
+def embed_pairs(
+    model: EmbeddingModel,
+    data: RetrievalSet,
+    *,
+    options: EmbedOptions | None = None,
+    features: ImageFeatures | None = None,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Embed a set's images and captions. Arguments and errors as for `retrieval`."""
+    started = time.perf_counter()
+    if features is None:
+        features = embed_images(
+            model, data.images, name=data.name, split=data.split, options=options, progress=progress
+        )
+    assert features.projected is not None
+    first: dict[str, int] = {}
+    rows = np.array([first.setdefault(text, len(first)) for text in data.texts])
+    texts = embed_texts(model, list(first), options=options, progress=progress)
+    return Embedded(features, texts, rows, time.perf_counter() - started)
+
+
 def retrieval(
     model: EmbeddingModel,
     data: RetrievalSet,
     *,
     options: EmbedOptions | None = None,
     features: ImageFeatures | None = None,
+    embedded: Embedded | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluate retrieval in both directions.
@@ -96,6 +134,7 @@ def retrieval(
         data: images and their captions.
         options: how to embed.
         features: the images' projected features, where they are already there.
+        embedded: images and captions, where both are already there.
         progress: called with (done, total), over images and then texts.
 
     Returns:
@@ -106,22 +145,19 @@ def retrieval(
         DataError: an image cannot be decoded.
         ModelError: an embedding is not finite.
     """
-    started = time.perf_counter()
     options = options or EmbedOptions()
-    if features is None:
-        features = embed_images(
-            model, data.images, name=data.name, split=data.split, options=options, progress=progress
-        )
+    if embedded is None:
+        embedded = embed_pairs(model, data, options=options, features=features, progress=progress)
+    started = time.perf_counter() - embedded.seconds
+    features, texts, rows = embedded.features, embedded.texts, embedded.rows
     assert features.projected is not None
-    first: dict[str, int] = {}
-    rows = np.array([first.setdefault(text, len(first)) for text in data.texts])
-    texts = embed_texts(model, list(first), options=options, progress=progress)
+    repeated = len(rows) - len(texts)
     metrics, details = retrieval_metrics(
-        features.projected, texts, data.owner, rows=rows if len(first) < len(rows) else None, device=model.device
+        features.projected, texts, data.owner, rows=rows if repeated else None, device=model.device
     )
     counts = np.bincount(data.owner, minlength=len(data.images))
     per_image = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    details |= {"gallery": data.gallery(), "repeated_texts": len(rows) - len(first), **data.notes}
+    details |= {"gallery": data.gallery(), "repeated_texts": repeated, **data.notes}
     dataset = {
         "name": data.name,
         "split": data.split,
