@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from softclip_cli.errors import DataError, UsageError
-from softclip_cli.evaluation import result
+from softclip_cli.evaluation import outcomes, result
 from softclip_cli.evaluation.embed import EmbeddingModel, EmbedOptions, ImageFeatures, Progress, embed_images
 from softclip_cli.evaluation.intervals import LEVEL, metric
 from softclip_cli.evaluation.locate import stratified_split
@@ -256,6 +256,7 @@ def probe(
         metrics, more, protocol = _full(x, y, held, x_test, test, seed, progress)
     else:
         metrics, more, protocol = _few_shot(x, y, held, x_test, test, shots, seeds, progress)
+    items = more.pop("outcomes", None)
     if validation is not None:
         protocol["validation"] = f"split {validation.split}, {len(validation.labels):,} images"
     protocol |= {
@@ -279,6 +280,7 @@ def probe(
         model=model,
         metrics=metrics,
         details=details | more,
+        outcomes=items,
         seconds=time.perf_counter() - started,
     )
 
@@ -318,6 +320,7 @@ def _full(
         "refit": {"images": len(whole[1]), "iterations": int(np.max(classifier.n_iter_)), "converged": converged},
         "search": [one.record() for one in path],
         "per_class": per_class(predicted, test),
+        "outcomes": outcomes.packed(outcomes.classification(predicted, test.labels)),
     }
     return metrics, details, {**protocol, "refit": "on training and validation images together"}
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softclip_cli.errors import DataError
-from softclip_cli.evaluation import names, result
+from softclip_cli.evaluation import names, outcomes, result
 from softclip_cli.evaluation.embed import (
     EmbeddingModel,
     EmbedOptions,
@@ -176,13 +176,15 @@ def zero_shot(
     single = class_embeddings(model, class_names, [prompt], options=options)
     best = top_matches(features.projected, single, 5)
     metrics = classification_metrics(best, data.labels, data.class_count)
+    items = outcomes.classification(best, data.labels)
     ensemble = not single_only and len(data.prompts) > 1
     if ensemble:
         together = class_embeddings(model, class_names, data.prompts, options=options, progress=progress)
-        alone = metrics
+        alone, items = metrics, outcomes.classification(best, data.labels, "single_prompt_")
         best = top_matches(features.projected, together, 5)
         metrics = classification_metrics(best, data.labels, data.class_count)
         metrics |= {f"single_prompt_{name}": entry for name, entry in alone.items()}
+        items |= outcomes.classification(best, data.labels)
     repeated = sorted({name for name in class_names if class_names.count(name) > 1})
     details: dict[str, Any] = {"chance": 1 / data.class_count, "per_class": per_class(best, data)}
     if repeated:
@@ -205,5 +207,6 @@ def zero_shot(
         model=model,
         metrics=metrics,
         details=details,
+        outcomes=outcomes.packed(items),
         seconds=time.perf_counter() - started,
     )
