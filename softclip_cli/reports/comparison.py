@@ -125,7 +125,7 @@ def compare(subjects: Sequence[Subject], chosen: Chosen | None = None, *, seed: 
 
 def main_metric(task: str, dataset: str, metric: str) -> bool:
     """Whether a metric stands for its evaluation in the table that is shown by default."""
-    return metric in MAIN or bool(RECALL.fullmatch(metric)) or metric == "mean_per_class"
+    return metric in MAIN or bool(RECALL.fullmatch(metric))
 
 
 Key = tuple[str, str, str]
