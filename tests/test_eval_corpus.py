@@ -131,16 +131,16 @@ def test_example_queries_are_what_the_model_finds(model: Model, corpus: Corpus, 
         scores = model.encode_image(pixels) @ model.encode_text(model.tokenize(captions)).T
     for query in kept["text_to_image"]:
         column = captions.index(query["text"])
-        best = [result["score"] for result in query["results"]]
+        best = [answer["score"] for answer in query["results"]]
         assert best == pytest.approx(torch.topk(scores[:, column], 5).values.tolist(), abs=1e-3)
-        for result in query["results"]:
-            assert scores[result["image"], column].item() == pytest.approx(result["score"], abs=1e-3)
-            assert result["correct"] == (result["image"] == query["image"])
+        for answer in query["results"]:
+            assert scores[answer["image"], column].item() == pytest.approx(answer["score"], abs=1e-3)
+            assert answer["correct"] == (answer["image"] == query["image"])
     for query in kept["image_to_text"]:
         row = scores[query["image"]]
         assert query["results"][0]["score"] == pytest.approx(row.max().item(), abs=1e-3)
-        for result in query["results"]:
-            assert result["correct"] == (result["text"] in rows[query["image"]]["captions"])
+        for answer in query["results"]:
+            assert answer["correct"] == (answer["text"] in rows[query["image"]]["captions"])
     for number, about in kept["images"].items():
         content = rows[int(number)]["image"]["bytes"]
         assert about["hash"] == format(hash64(content) & (2**64 - 1), "016x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from softclip_cli.errors import UsageError, nearest
@@ -20,7 +21,7 @@ from softclip_cli.reports.comparison import (
     main_metric,
 )
 from softclip_cli.reports.gates import Gate
-from softclip_cli.reports.metrics import metric_facts
+from softclip_cli.reports.metrics import TASKS, metric_facts
 from softclip_cli.reports.subjects import Subject
 from softclip_cli.reports.tables import says_more
 
@@ -69,6 +70,33 @@ def evaluation_name(row: Row) -> str:
     """The evaluation of a row, in words."""
     split = f", {row.split}" if says_more(row.split, row.dataset, row.task) else ""
     return f"{row.task} {row.dataset}{split}" + (f", {row.variant}" if row.variant else "")
+
+
+def by_evaluation(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, Row]]]]:
+    """The rows under headings, as (heading, [(label, row)]); sets of one task with one same metric share a heading."""
+    groups = [list(group) for _, group in groupby(rows, key=evaluation_name)]
+
+    def only(group: list[Row]) -> tuple[str, str, str]:
+        labels = {row.label for row in group}
+        corpus = group[0].dataset.rpartition(":")[0]
+        return (
+            (group[0].task, labels.pop(), corpus)
+            if len(labels) == 1 and corpus
+            else (evaluation_name(group[0]), "", "")
+        )
+
+    found = []
+    for (_, label, corpus), neighbours in groupby(groups, key=only):
+        members = list(neighbours)
+        first = members[0][0]
+        task = TASKS.get(first.task, first.task)
+        if len(members) == 1:
+            name = evaluation_name(first).removeprefix(f"{first.task} ")
+            found.append((f"{task}: {name}", [(row.label, row) for row in members[0]]))
+            continue
+        named = [(row.dataset.rpartition(":")[2], row) for group in members for row in group]
+        found.append((f"{task}: {corpus}, {label}", named))
+    return found
 
 
 def shown(row: Row, value: float | None, *, sign: bool = False) -> str:

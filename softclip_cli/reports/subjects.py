@@ -61,7 +61,22 @@ def open_subjects(references: Sequence[str], *, join: bool = True) -> list[Subje
     doubled = next((one for place, one in enumerate(references) if paths.index(paths[place]) != place), None)
     if doubled is not None:
         raise UsageError(f"{doubled} is named twice", "a model compared with itself differs in nothing")
-    members = _with_names([_open(reference) for reference in references], references)
+    return _joined(_with_names([_open(reference) for reference in references], references), join)
+
+
+def subjects_of(
+    runs: Sequence[Run], names: Sequence[str], documents: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[Subject]:
+    """Runs that are open already as subjects, seeds of one setting joined, unless one seed is there twice."""
+    members = [
+        Member(name, tuple(found), _seed(run), _setting(run))
+        for run, name, found in zip(runs, names, documents, strict=True)
+    ]
+    kinds = [(member.setting, member.seed) for member in members]
+    return _joined(members, join=len(set(kinds)) == len(kinds))
+
+
+def _joined(members: Sequence[Member], join: bool) -> list[Subject]:
     groups: dict[str, list[Member]] = {}
     for place, member in enumerate(members):
         groups.setdefault(member.setting if join and member.setting else f"#{place}", []).append(member)
@@ -70,16 +85,6 @@ def open_subjects(references: Sequence[str], *, join: bool = True) -> list[Subje
     if len(set(names)) < len(names):
         subjects = [Subject(_long_name(subject.members), subject.members) for subject in subjects]
     return subjects
-
-
-def from_runs(
-    runs: Sequence[Run], names: Sequence[str], documents: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[Subject]:
-    """Runs that are open already, each a subject of its own."""
-    return [
-        Subject(name, (Member(name, tuple(found), _seed(run)),))
-        for run, name, found in zip(runs, names, documents, strict=True)
-    ]
 
 
 def _open(reference: str) -> Member:
