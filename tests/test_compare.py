@@ -21,6 +21,7 @@ from softclip_cli.evaluation.ranks import Ranks
 from softclip_cli.evaluation.retrieval import metrics_of
 from softclip_cli.evaluation.zeroshot import classification_metrics
 from softclip_cli.reports.comparison import Comparison, compare
+from softclip_cli.reports.comparison_table import remarks
 from softclip_cli.reports.gates import judge, parse_gate, require_passed
 from softclip_cli.reports.subjects import Member, Subject, open_subjects
 
@@ -307,6 +308,10 @@ def test_runs_that_differ_by_seed_only_are_joined(tmp_path: Path) -> None:
     assert row.p == max(row.items.p or 0, row.seeds.difference.p or 0)
     hits = [item_metrics(zeroshot(0.6, 10 * seed))["top1"] for seed in range(3)]
     assert averaged(hits).value == pytest.approx(np.mean(of_runs))
+    (places[1] / "evals" / "b.json").write_text(json.dumps(retrieved(4.0, 1)))
+    (places[4] / "evals" / "b.json").write_text(json.dumps(retrieved(4.0, 2)))
+    told = remarks(compare(open_subjects([str(place) for place in places])))
+    assert "not evaluated for every seed: retrieval drawn: 1 of 3 runs of clip (3 seeds)" in told
     assert len(open_subjects([str(place) for place in places], join=False)) == 6
     again = seeded(tmp_path, "clip-again", "clip", 0, zeroshot(0.5))
     with pytest.raises(UsageError, match="one setting with one seed"):

@@ -49,6 +49,7 @@ class Row:
         holm: `p` corrected over the table.
         verdict: "better", "worse", "noise", "not comparable" or "not tested".
         reason: why it is not comparable, or not paired.
+        runs: how many runs (seeds) of the baseline and of the model have this evaluation.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Row:
     holm: float | None = None
     verdict: str = NOT_TESTED
     reason: str = ""
+    runs: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ def _row(plan: _Plan, pair: tuple[Items, Items] | None, samples: np.ndarray | No
         plan.model,
         first,
         second,
+        runs=(len(firsts), len(seconds)),
     )
     if plan.reason:
         return replace(row, verdict=NOT_COMPARABLE, reason=plan.reason)

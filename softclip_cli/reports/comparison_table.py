@@ -211,6 +211,14 @@ def remarks(comparison: Comparison) -> list[str]:
         lines.append("several seeds on one side only: the verdicts hold for these runs, not for other seeds")
     elif tested:
         lines.append("one run a model: the verdicts hold for these runs; another training seed can move a number too")
+    sizes = {one.name: len(one.members) for one in comparison.models}
+    partly = [
+        f"{evaluation_name(row)}: {there} of {sizes[name]} runs of {name}"
+        for row in rows
+        for name, there in zip((comparison.models[0].name, row.model), row.runs, strict=True)
+        if there < sizes[name]
+    ]
+    lines += [f"not evaluated for every seed: {one}" for one in dict.fromkeys(partly)]
     for reason in dict.fromkeys(
         f"{evaluation_name(row)}: {row.model}: {row.reason}" for row in rows if row.verdict == NOT_COMPARABLE
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,7 @@ def _open(where: str, name: str, split: str) -> ImageSource:
     from softclip_cli.evaluation.locate import retrieval_set
 
     if name in catalogue():
-        return retrieval_set(name, root=Path(where) if where else None).images
+        with contextlib.suppress(SoftclipError):
+            return retrieval_set(name, root=Path(where) if where else None).images
     folder = str(Path(where).resolve())
     return retrieval_set(folder if split == "all" else f"{folder}:{split}").images
