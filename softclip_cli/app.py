@@ -9,6 +9,7 @@ import typer
 from softclip_cli import __version__
 from softclip_cli.commands import (
     alignment,
+    compare,
     composition,
     data,
     datasets,
@@ -69,6 +70,7 @@ app.add_typer(objectives.app, name="objectives")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.command()(report.report)
+app.command()(compare.compare)
 app.command()(doctor.doctor)
 
 

@@ -55,6 +55,12 @@ class TrainingError(SoftclipError):
     exit_code = 6
 
 
+class CheckFailed(SoftclipError):
+    """A model does not keep a limit that was set for it (`softclip compare --fail-below`): with failed training, no good model."""
+
+    exit_code = 6
+
+
 class Interrupted(SoftclipError):
     """Stopped by Ctrl-C or SIGTERM, after everything worth keeping was saved."""
 

@@ -91,6 +91,7 @@ def test_json_is_one_document_and_out_is_obeyed(run_folder: Path, tmp_path: Path
         "model",
         "metrics",
         "details",
+        "outcomes",
         "versions",
         "seconds",
     }

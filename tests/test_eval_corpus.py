@@ -13,15 +13,18 @@ import torch.nn.functional as F
 from eval_fixtures import lively_model, pictures
 
 from softclip_cli.data.corpus import Corpus, CorpusWriter, Record, features_for
+from softclip_cli.data.decode import eval_view
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation import corpus_evaluation, result
 from softclip_cli.evaluation.composition import true_caption_wins
 from softclip_cli.evaluation.corpus_evaluation import evaluate_corpus
 from softclip_cli.evaluation.corpus_sets import classification_task, corpus_tasks, find_task
+from softclip_cli.evaluation.item_metrics import item_metrics
 from softclip_cli.evaluation.locate import classification_set, probe_sets, retrieval_set
 from softclip_cli.evaluation.probe import probe
 from softclip_cli.evaluation.retrieval import retrieval
 from softclip_cli.evaluation.robustness import mean_over_shifts
+from softclip_cli.evaluation.views import hash64
 from softclip_cli.evaluation.zeroshot import zero_shot
 from softclip_cli.model import Model
 
@@ -109,6 +112,41 @@ def test_each_equals_the_evaluation_by_itself(model: Model, corpus: Corpus, docu
     assert same(documents["probe:thing"], probe(model, sets.train, sets.test))
 
 
+def test_outcomes_of_single_items_give_the_metrics_again(documents: dict[str, dict]) -> None:
+    for name, document in documents.items():
+        found = item_metrics(json.loads(json.dumps(document)))
+        assert set(found) >= {
+            "accuracy" if name.startswith("composition") else "rsum" if "retrieval" in name else "top1"
+        }
+        for metric in set(found) & set(document["metrics"]):
+            assert found[metric].value == pytest.approx(document["metrics"][metric]["value"], abs=1e-9), (name, metric)
+
+
+def test_example_queries_are_what_the_model_finds(model: Model, corpus: Corpus, documents: dict[str, dict]) -> None:
+    rows = corpus.split("test")
+    kept = documents["retrieval:test"]["details"]["examples"]
+    pixels = torch.from_numpy(np.stack([eval_view(row["image"]["bytes"], model.preprocess) for row in rows]))
+    captions = [caption for row in rows for caption in row["captions"]]
+    with torch.no_grad():
+        scores = model.encode_image(pixels) @ model.encode_text(model.tokenize(captions)).T
+    for query in kept["text_to_image"]:
+        column = captions.index(query["text"])
+        best = [answer["score"] for answer in query["results"]]
+        assert best == pytest.approx(torch.topk(scores[:, column], 5).values.tolist(), abs=1e-3)
+        for answer in query["results"]:
+            assert scores[answer["image"], column].item() == pytest.approx(answer["score"], abs=1e-3)
+            assert answer["correct"] == (answer["image"] == query["image"])
+    for query in kept["image_to_text"]:
+        row = scores[query["image"]]
+        assert query["results"][0]["score"] == pytest.approx(row.max().item(), abs=1e-3)
+        for answer in query["results"]:
+            assert answer["correct"] == (answer["text"] in rows[query["image"]]["captions"])
+    for number, about in kept["images"].items():
+        content = rows[int(number)]["image"]["bytes"]
+        assert about["hash"] == format(hash64(content) & (2**64 - 1), "016x")
+        assert about["caption"] == rows[int(number)]["captions"][0]
+
+
 def test_each_split_is_embedded_once(model: Model, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     splits: list[str] = []
     whole = corpus_evaluation.embed_images
@@ -145,7 +183,6 @@ def test_a_shift_is_compared_with_the_unshifted_set(model: Model, corpus: Corpus
 
 def test_composition_equals_plain_loops(model: Model, corpus: Corpus, documents: dict[str, dict]) -> None:
     rows = corpus.split("composition")
-    from softclip_cli.data.decode import eval_view
 
     wins: dict[str, list[bool]] = {"swap": [], "replace": []}
     with torch.no_grad():

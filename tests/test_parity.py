@@ -24,8 +24,9 @@ from sklearn.metrics import balanced_accuracy_score
 from softclip_cli.evaluation import scoring
 from softclip_cli.evaluation.embed import EmbedOptions
 from softclip_cli.evaluation.images import BytesImages
+from softclip_cli.evaluation.ranks import Ranks
 from softclip_cli.evaluation.retrieval import retrieval
-from softclip_cli.evaluation.scoring import Block, Ranks, rank_both, rank_images, rank_texts
+from softclip_cli.evaluation.scoring import Block, rank_both, rank_images, rank_texts
 from softclip_cli.evaluation.sets import ClassificationSet, RetrievalSet
 from softclip_cli.evaluation.zeroshot import zero_shot
 from softclip_cli.model import Model

@@ -20,9 +20,10 @@ from softclip_cli.errors import DataError, HostError
 from softclip_cli.evaluation import scoring
 from softclip_cli.evaluation.embed import ImageFeatures
 from softclip_cli.evaluation.images import BytesImages
+from softclip_cli.evaluation.ranks import Ranks
 from softclip_cli.evaluation.retrieval import Embedded, retrieval, retrieval_metrics
 from softclip_cli.evaluation.saved_embeddings import save_embeddings
-from softclip_cli.evaluation.scoring import Ranks, rank_images, rank_texts, top_matches
+from softclip_cli.evaluation.scoring import rank_images, rank_texts, top_matches
 from softclip_cli.evaluation.sets import RetrievalSet
 
 

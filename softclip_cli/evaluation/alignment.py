@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softclip_cli.evaluation import result
+from softclip_cli.evaluation import outcomes, result
 from softclip_cli.evaluation.embed import EmbedOptions, Progress, embed_images, embed_texts
 from softclip_cli.evaluation.intervals import ends, metric
 from softclip_cli.evaluation.ratings import RatedSet
@@ -43,7 +43,14 @@ def auroc(scores: np.ndarray, described: np.ndarray) -> float:
     return float(roc_auc_score(described, scores)) if 0 < described.sum() < len(described) else float("nan")
 
 
-def agreement(scores: np.ndarray, data: RatedSet, chosen: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def agreement(
+    scores: np.ndarray,
+    data: RatedSet,
+    chosen: np.ndarray,
+    seed: int = 0,
+    keep: dict[str, np.ndarray] | None = None,
+    prefix: str = "",
+) -> dict[str, Any]:
     """The metrics of one kind of score: `kendall_tau` and `auroc`, with intervals from resampling images with all their pairs.
 
     Args:
@@ -51,6 +58,8 @@ def agreement(scores: np.ndarray, data: RatedSet, chosen: np.ndarray, seed: int 
         data: the rated pairs.
         chosen: bool (P,): the pairs that are counted.
         seed: of the bootstrap.
+        keep: takes the values on the resampled pairs, under `draws_` and the metric's name: what is compared pair by pair later.
+        prefix: of the metrics' names in `keep`.
     """
     scores, image = scores[chosen], data.image[chosen]
     ratings, described = data.ratings[chosen], data.described[chosen]
@@ -68,6 +77,8 @@ def agreement(scores: np.ndarray, data: RatedSet, chosen: np.ndarray, seed: int 
         if np.isnan(value):
             continue  # all describe, or none does
         samples = np.array([measure(rows) for rows in draws])
+        if keep is not None:
+            keep[f"draws_{prefix}{name}"] = samples
         found[name] = metric(
             value, len(groups), ends(samples[~np.isnan(samples)]), interval=INTERVAL, unit="correlation"
         )
@@ -143,7 +154,8 @@ def alignment(
     pairs = (torch.from_numpy(data.image), torch.from_numpy(data.text))
     cosine = (features.projected[pairs[0]].double() * texts[pairs[1]].double()).sum(dim=1).numpy()
     everyone = np.ones(len(cosine), dtype=bool)
-    metrics = agreement(cosine, data, everyone)
+    draws: dict[str, np.ndarray] = {}
+    metrics = agreement(cosine, data, everyone, keep=draws)
     protocol: dict[str, Any] = {
         "kendall": f"tau-{data.kendall} over single ratings",
         "describes": f"the median rating is at least {data.describes:g}",
@@ -162,7 +174,8 @@ def alignment(
         for name, scores in target_scores(objective, data, features.projected, texts, scale).items():
             known = ~np.isnan(scores)
             details["pairs_with_targets"] = int(known.sum())
-            metrics |= {f"target_{name}_{key}": entry for key, entry in agreement(scores, data, known).items()}
+            of_target = agreement(scores, data, known, keep=draws, prefix=f"target_{name}_")
+            metrics |= {f"target_{name}_{key}": entry for key, entry in of_target.items()}
             if not known.all():
                 metrics |= {f"same_pairs_{key}": entry for key, entry in agreement(cosine, data, known).items()}
     dataset = {
@@ -180,5 +193,6 @@ def alignment(
         model=model,
         metrics=metrics,
         details=details,
+        outcomes=outcomes.packed(draws, resampled="images with all their pairs", seed=0),
         seconds=time.perf_counter() - started,
     )

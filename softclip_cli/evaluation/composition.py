@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softclip_cli.evaluation import result
+from softclip_cli.evaluation import outcomes, result
 from softclip_cli.evaluation.embed import (
     EmbeddingModel,
     EmbedOptions,
@@ -101,6 +101,7 @@ def composition(
         model=model,
         metrics=metrics,
         details=details,
+        outcomes=outcomes.composition(wins, edits),
         seconds=time.perf_counter() - started,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from softclip_cli.errors import DataError, UsageError
-from softclip_cli.evaluation import result
+from softclip_cli.evaluation import outcomes, result
 from softclip_cli.evaluation.embed import EmbeddingModel, EmbedOptions, ImageFeatures, Progress, embed_images
 from softclip_cli.evaluation.few_shot import SEEDS, few_shot
 from softclip_cli.evaluation.locate import stratified_split
@@ -130,6 +130,7 @@ def probe(
         "test_images_also_in_train": shared,
         "fitted_with": where.described(),
     }
+    items = more.pop("outcomes", None)
     if validation is not None:
         protocol["validation"] = f"split {validation.split}, {len(validation.labels):,} images"
     protocol |= {
@@ -153,6 +154,7 @@ def probe(
         model=model,
         metrics=metrics,
         details=details | more,
+        outcomes=items,
         seconds=time.perf_counter() - started,
     )
 
@@ -206,5 +208,6 @@ def _full(
         "refit": {"images": len(whole[1]), "iterations": iterations(classifier), "converged": converged},
         "search": [one.record() for one in path],
         "per_class": per_class(predicted, test),
+        "outcomes": outcomes.packed(outcomes.classification(predicted, test.labels)),
     }
     return metrics, details, {**protocol, "refit": "on training and validation images together"}

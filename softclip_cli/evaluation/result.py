@@ -41,8 +41,9 @@ def build(
     metrics: Mapping[str, Any],
     details: Mapping[str, Any],
     seconds: float,
+    outcomes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put a result together (its shape is in docs/design.md)."""
+    """Put a result together (its shape is in docs/design.md); `outcomes` of single items as `outcomes.packed` makes them."""
     return {
         "format": FORMAT,
         "task": task,
@@ -51,6 +52,7 @@ def build(
         "model": {"reference": model.reference, "name": model.name, "fingerprint": model.fingerprint()},
         "metrics": dict(metrics),
         "details": dict(details),
+        **({"outcomes": dict(outcomes)} if outcomes else {}),
         "versions": versions(),
         "seconds": round(seconds, 2),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softclip_cli.evaluation import result
+from softclip_cli.evaluation import outcomes, result
 from softclip_cli.evaluation.embed import (
     EmbeddingModel,
     EmbedOptions,
@@ -19,8 +19,10 @@ from softclip_cli.evaluation.embed import (
     embed_images,
     embed_texts,
 )
+from softclip_cli.evaluation.example_queries import example_queries
 from softclip_cli.evaluation.intervals import bootstrap_mean, ends, metric
-from softclip_cli.evaluation.scoring import Ranks, rank_both
+from softclip_cli.evaluation.ranks import Ranks
+from softclip_cli.evaluation.scoring import rank_both
 from softclip_cli.evaluation.sets import RetrievalSet
 
 DEPTHS = (1, 5, 10)
@@ -50,8 +52,13 @@ def retrieval_metrics(
     Returns:
         metrics, and facts about ties for the details.
     """
-    to_text, to_image = rank_both(images, texts, owner, rows=rows, device=device)
-    captions = np.bincount(owner, minlength=len(images))
+    return metrics_of(*rank_both(images, texts, owner, rows=rows, device=device), owner)
+
+
+def metrics_of(to_text: Ranks, to_image: Ranks, owner: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recall from ranks: metrics, and facts about ties for the details."""
+    count = len(to_text.better)
+    captions = np.bincount(owner, minlength=count)
     metrics: dict[str, Any] = {}
     sums = np.zeros(1)
     total = 0.0
@@ -62,11 +69,7 @@ def retrieval_metrics(
     for name, ranks, weights in directions:
         hits = np.stack([ranks.hits(k) for k in DEPTHS], axis=1)
         # Images are resampled with all their captions, which are not independent of each other.
-        units = (
-            hits
-            if weights is None
-            else np.stack([np.bincount(owner, column, len(images)) for column in hits.T], axis=1)
-        )
+        units = hits if weights is None else np.stack([np.bincount(owner, column, count) for column in hits.T], axis=1)
         samples = bootstrap_mean(units, weights)
         for column, k in enumerate(DEPTHS):
             metrics[f"{name}_r{k}"] = metric(
@@ -75,7 +78,7 @@ def retrieval_metrics(
         metrics[f"{name}_median_rank"] = metric(float(np.median(ranks.expected())), len(hits), unit="rank")
         sums = sums + 100 * samples.sum(axis=1)
         total += 100 * float(hits.mean(axis=0).sum())
-    metrics["rsum"] = metric(total, len(images), ends(sums), interval=INTERVAL, unit="points")
+    metrics["rsum"] = metric(total, count, ends(sums), interval=INTERVAL, unit="points")
     tied = {"image_to_text": int((to_text.equal > 0).sum()), "text_to_image": int((to_image.equal > 0).sum())}
     return metrics, {"queries_with_ties": tied}
 
@@ -152,12 +155,14 @@ def retrieval(
     features, texts, rows = embedded.features, embedded.texts, embedded.rows
     assert features.projected is not None
     repeated = len(rows) - len(texts)
-    metrics, details = retrieval_metrics(
+    to_text, to_image = rank_both(
         features.projected, texts, data.owner, rows=rows if repeated else None, device=model.device
     )
+    metrics, details = metrics_of(to_text, to_image, data.owner)
     counts = np.bincount(data.owner, minlength=len(data.images))
     per_image = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     details |= {"gallery": data.gallery(), "repeated_texts": repeated, **data.notes}
+    details["examples"] = example_queries(features, texts, rows, data, to_text, to_image)
     dataset = {
         "name": data.name,
         "split": data.split,
@@ -181,5 +186,6 @@ def retrieval(
         model=model,
         metrics=metrics,
         details=details,
+        outcomes=outcomes.packed(outcomes.retrieval(to_text, to_image, data.owner)),
         seconds=time.perf_counter() - started,
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softclip_cli.errors import DataError
-from softclip_cli.evaluation import names, result
+from softclip_cli.evaluation import names, outcomes, result
 from softclip_cli.evaluation.embed import (
     EmbeddingModel,
     EmbedOptions,
@@ -240,14 +240,19 @@ def zero_shot(
         )
     projected = features.projected
     assert projected is not None
+    matches: list[np.ndarray] = []  # of the single prompt, then of the ensemble, where there is one
 
     def judge(classes: Tensor) -> tuple[dict[str, Any], np.ndarray]:
         best = top_matches(projected, classes, 5)
+        matches.append(best)
         return classification_metrics(best, data.labels, data.class_count), best
 
     metrics, best, protocol = with_prompts(
         model, data, judge, options=options, single_only=single_only, progress=progress
     )
+    items = outcomes.classification(best, data.labels)
+    if len(matches) > 1:
+        items |= outcomes.classification(matches[0], data.labels, "single_prompt_")
     details: dict[str, Any] = {"chance": 1 / data.class_count, "per_class": per_class(best, data)}
     details |= repeated_names(data)
     if with_confusion:
@@ -261,5 +266,6 @@ def zero_shot(
         model=model,
         metrics=metrics,
         details=details,
+        outcomes=outcomes.packed(items),
         seconds=time.perf_counter() - started,
     )

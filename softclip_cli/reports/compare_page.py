@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from softclip_cli.errors import UsageError
 from softclip_cli.reports import sections
+from softclip_cli.reports.comparison import BETTER, NOISE, PAIRED, WORSE, Comparison, compare
+from softclip_cli.reports.comparison_table import remarks
 from softclip_cli.reports.examples import RetrievalExample, TrainingPair, as_examples, as_pairs, by_query
 from softclip_cli.reports.facts import corpus_facts, display_names, effective_batch, noise_text, number
+from softclip_cli.reports.mistakes import mistakes
 from softclip_cli.reports.page import Page, run_parts
+from softclip_cli.reports.query_pictures import query_examples
+from softclip_cli.reports.scatter import robustness_plots
+from softclip_cli.reports.subjects import subjects_of
 from softclip_cli.reports.tables import Document, main_rows
 from softclip_cli.runs import Run
 
@@ -27,6 +34,7 @@ def write_demo_page(
     title: str = "",
     command: str = "",
     retrieval_note: str = "",
+    queries: int = 0,
 ) -> Path:
     """Write one self-contained HTML page that sets several runs side by side.
 
@@ -39,6 +47,7 @@ def write_demo_page(
         names: how to call the runs; left out: by objective, where that tells them apart.
         title, command: heading, and the command that made the page.
         retrieval_note: how the examples were chosen, in a sentence.
+        queries: without `retrieval`, how many of the queries that the documents keep are shown in each direction.
 
     Returns:
         `out`.
@@ -56,14 +65,25 @@ def write_demo_page(
     }
     rows = sections.rows_for(names, by_name)
     main = main_rows(rows)
-    groups = by_query(as_examples(retrieval))
+    examples = as_examples(retrieval)
+    if not examples and queries:
+        examples, retrieval_note = query_examples(names, by_name, queries)
+    groups = by_query(examples)
+    comparison = compared(runs, names, by_name)
     page = Page(
         title=title or side_by_side_title(names),
-        lead=[text for text in (same_or_not(runs), sections.verdict(main, names)) if text],
+        lead=[
+            text for text in (same_or_not(runs), paired_verdict(comparison) or sections.verdict(main, names)) if text
+        ],
+        comparison=comparison.rows if comparison else (),
+        remarks=[text for text in remarks(comparison) if not text.startswith("not comparable")] if comparison else (),
         groups=sections.result_groups(main),
         all_groups=sections.result_groups(rows) if len(main) < len(rows) else (),
         shift=sections.shift_plot(names, by_name),
+        robustness=robustness_plots(names, by_name),
         training=sections.training_plots(names, runs),
+        alignment=sections.alignment_plots(names, runs),
+        ratings=sections.ratings_plots(names, by_name),
         diagnostics=sections.diagnostic_plots(names, runs),
         text_queries=[group for group in groups if group[0].query_image is None],
         image_queries=[group for group in groups if group[0].query_image is not None],
@@ -71,10 +91,41 @@ def write_demo_page(
         pairs=as_pairs(pairs),
         noise=next((noise for run in runs if (noise := noise_text(corpus_facts(run)))), ""),
         classes=sections.class_tables(names, by_name),
+        mistakes=mistakes(names, by_name),
         command=re.sub(r"^\S*/(?=softclip(\s|$))", "", command),  # not where the script lies on this machine
         **run_parts(names, runs),
     )
     return page.write(out)
+
+
+def compared(
+    runs: Sequence[Run], names: Sequence[str], documents: Mapping[str, Sequence[Document]]
+) -> Comparison | None:
+    """The paired comparison with the first model (seeds of one setting joined), or None where there is none to make."""
+    subjects = subjects_of(runs, names, [documents[name] for name in names])
+    if len(subjects) < 2:
+        return None
+    comparison = compare(subjects)
+    return comparison if any(row.method == PAIRED for row in comparison.rows) else None
+
+
+def paired_verdict(comparison: Comparison | None) -> str:
+    """In a sentence or two, how many of the comparisons are more than noise; empty where none was paired."""
+    if comparison is None:
+        return ""
+    tested = [row for row in comparison.rows if row.p is not None]
+    counts = Counter((row.model, row.verdict) for row in tested)
+    told = [
+        f"{model.name} is {verdict} than {comparison.models[0].name} in {counts[model.name, verdict]}"
+        for model in comparison.models[1:]
+        for verdict in (BETTER, WORSE)
+        if counts[model.name, verdict]
+    ]
+    noise = sum(row.verdict == NOISE for row in tested)
+    if not told:
+        return f"None of the {len(tested)} differences in the main numbers is more than noise (paired tests, corrected for their number)."
+    rest = f"; {'the other one is' if noise == 1 else f'the other {noise} are'} noise" if noise else ""
+    return f"Of {len(tested)} paired comparisons of main numbers, {' and '.join(told)}{rest}."
 
 
 def side_by_side_title(names: Sequence[str]) -> str:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from softclip_cli import __version__
 from softclip_cli.errors import HostError
+from softclip_cli.reports.comparison import Row
+from softclip_cli.reports.comparison_table import by_evaluation, p_text, with_interval
 from softclip_cli.reports.examples import RetrievalExample, TrainingPair
 from softclip_cli.reports.facts import environment, facts_side_by_side
 from softclip_cli.reports.images import picture
+from softclip_cli.reports.mistakes import Mistakes
 from softclip_cli.reports.plots import Plot, clean
 from softclip_cli.reports.sections import ClassTable, ResultGroup, forest
 from softclip_cli.runs import Run
@@ -34,11 +37,12 @@ class Page:
         names: of the models, in the order of all cells and series.
         facts: rows of (label, one value a model, whether they differ).
         groups, all_groups: the table of the main results by evaluation, and that of all (empty where it is the same).
-        shift: bars of the accuracy under shifts.
-        training, diagnostics: plots over steps.
+        comparison: rows of the paired comparison with the first model; `remarks` stand under them.
+        shift, robustness: bars of the accuracy under shifts, and scatter plots against the accuracy without them.
+        training, alignment, diagnostics: plots over steps; `ratings` of the agreement with people.
         text_queries, image_queries: retrieval examples, grouped by query.
         pairs, noise: sample training pairs, and what is known of the corpus's noise.
-        classes: accuracy a class.
+        classes, mistakes: accuracy a class, and which classes are taken for which.
         environments: (name, folder, environment, settings as TOML text) of each run.
         command: what made the page.
     """
@@ -49,8 +53,13 @@ class Page:
     facts: Sequence[tuple[str, list[str], bool]] = ()
     groups: Sequence[ResultGroup] = ()
     all_groups: Sequence[ResultGroup] = ()
+    comparison: Sequence[Row] = ()
+    remarks: Sequence[str] = ()
     shift: Plot | None = None
+    robustness: Sequence[Plot] = ()
     training: Sequence[Plot] = ()
+    alignment: Sequence[Plot] = ()
+    ratings: Sequence[Plot] = ()
     diagnostics: Sequence[Plot] = ()
     text_queries: Sequence[Sequence[RetrievalExample]] = ()
     image_queries: Sequence[Sequence[RetrievalExample]] = ()
@@ -58,6 +67,7 @@ class Page:
     pairs: Sequence[TrainingPair] = ()
     noise: str = ""
     classes: Sequence[ClassTable] = ()
+    mistakes: Sequence[Mistakes] = ()
     environments: Sequence[tuple[str, str, Mapping[str, str], str]] = ()
     command: str = ""
     made: str = field(default_factory=lambda: datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"))
@@ -71,7 +81,13 @@ class Page:
         """The page as HTML text."""
         template = template_environment(for_html=True).get_template("page.html.jinja")
         style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-        return clean(template.render(page=self, version=__version__, style=style, forest=forest, picture=picture))
+        helpers = {
+            "forest": forest,
+            "picture": picture,
+            "by_evaluation": by_evaluation,
+        }
+        helpers |= {"with_interval": with_interval, "p_text": p_text}
+        return clean(template.render(page=self, version=__version__, style=style, **helpers))
 
     def write(self, out: Path) -> Path:
         """Write the page to `out` at once (never half a page), making its folder; returns `out`."""

@@ -209,6 +209,7 @@ def line_plot(
     *,
     percent: bool = False,
     markers: bool = True,
+    order: Sequence[str] = (),
 ) -> Plot:
     """A quantity over steps, one line a model.
 
@@ -219,15 +220,17 @@ def line_plot(
         curves: model name → (step, value) points.
         percent: show the values times 100, with a percent sign.
         markers: mark each point (evaluations), or draw a plain line (a diagnostic of every interval).
+        order: all models of the page, so that each keeps its look where others have no such curve.
     """
     ends = []
     with drawing() as (figure, axes):
         for index, (model, points) in enumerate(curves.items()):
             points = [(step, value * (100 if percent else 1)) for step, value in points if math.isfinite(value)]
-            _series(axes, index, [p[0] for p in points], [p[1] for p in points], model, every=1 if markers else None)
+            look = order.index(model) if model in order else index
+            _series(axes, look, [p[0] for p in points], [p[1] for p in points], model, every=1 if markers else None)
             if points:
                 ends.append(f"{model} ends at {points[-1][1]:.4g}{' %' if percent else ''}")
-        _finish(axes, "step", f"{label} (%)" if percent else label, legend=len(curves) > 1)
+        _finish(axes, "step", f"{label} (%)" if percent else label, legend=max(len(curves), len(order)) > 1)
         if not any(any(value < 0 for _, value in points) for points in curves.values()):
             axes.set_ylim(bottom=min(axes.get_ylim()[0], 0) if percent else None)
         description = f"{title} over steps. {'; '.join(ends)}."
@@ -235,17 +238,25 @@ def line_plot(
 
 
 def bar_plot(
-    name: str, title: str, label: str, models: Sequence[str], groups: Mapping[str, Sequence[Cell | None]]
+    name: str,
+    title: str,
+    label: str,
+    models: Sequence[str],
+    groups: Mapping[str, Sequence[Cell | None]],
+    *,
+    percent: bool = True,
 ) -> Plot:
-    """Horizontal bars in percent with 95 % intervals, grouped, one bar a model in each group.
+    """Horizontal bars with 95 % intervals, grouped, one bar a model in each group.
 
     Args:
         name: unique on the page.
         title: of the plot.
         label: of the axis.
         models: names, in the order of the cells.
-        groups: group name → one cell a model, values as shares.
+        groups: group name → one cell a model.
+        percent: values are shares, shown times 100; else they are shown as they are.
     """
+    scale = 100 if percent else 1
     thickness = 0.8 / max(len(models), 1)
     words = []
     height = 0.9 + len(groups) * (0.2 + 0.19 * max(len(models), 1))
@@ -257,9 +268,9 @@ def bar_plot(
                 if cell is None:
                     continue
                 offsets.append(place + (index - (len(models) - 1) / 2) * thickness)
-                values.append(cell.value * 100)
+                values.append(cell.value * scale)
                 low, high = (cell.value if end is None else end for end in (cell.low, cell.high))
-                errors.append((max(cell.value - low, 0) * 100, max(high - cell.value, 0) * 100))
+                errors.append((max(cell.value - low, 0) * scale, max(high - cell.value, 0) * scale))
             axes.barh(
                 offsets,
                 values,
@@ -273,16 +284,21 @@ def bar_plot(
                 label=clean(model),
             )
         for group, cells in groups.items():
-            known = [f"{model} {cell.value:.1%}" for model, cell in zip(models, cells, strict=True) if cell]
+            known = [
+                f"{model} {cell.value:{'.1%' if percent else '.3f'}}"
+                for model, cell in zip(models, cells, strict=True)
+                if cell
+            ]
             words.append(f"{group}: {', '.join(known)}")
         axes.set_yticks(range(len(groups)), [clean(group) for group in groups])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.set_xlim(0, max(axes.get_xlim()[1], 1))
+        left, right = axes.get_xlim()
+        axes.set_xlim(0 if percent else left, max(right, 1 if percent else 0))
         axes.set_xlabel(clean(label))
         if len(models) > 1:
-            figure.legend(loc="outside upper left", ncols=_legend_columns(models))
+            figure.legend(loc="outside upper left", ncols=legend_columns(models))
         description = f"{title}. {'; '.join(words)}."
         return Plot(title, inline_svg(figure, name, title, description), description)
 
@@ -339,10 +355,10 @@ def _finish(axes: Axes, x_label: str, y_label: str, *, legend: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if legend:
         _, labels = axes.get_legend_handles_labels()
-        axes.figure.legend(loc="outside upper left", ncols=_legend_columns(labels))  # type: ignore[union-attr]
+        axes.figure.legend(loc="outside upper left", ncols=legend_columns(labels))  # type: ignore[union-attr]
 
 
-def _legend_columns(labels: Sequence[str]) -> int:
+def legend_columns(labels: Sequence[str]) -> int:
     """As many columns as names of this length have room for."""
     longest = max(map(len, labels), default=1)
     return max(1, min(len(labels), 4, 44 // (longest + 6)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -15,6 +15,16 @@ from softclip_cli.reports.tables import Cell, Document, MetricRow, metric_rows, 
 from softclip_cli.runs import Run
 
 SHOWN_CLASSES = 60  # of a set with more classes, those with the lowest and the highest accuracy are shown
+# What tells how soft targets are and whether the space collapses (see objectives/diagnostics.py), with what it means.
+ALIGNMENT = {
+    "alpha": "weight of the soft targets",
+    "soft_share": "share of pairs with a soft target",
+    "own_weight": "what the targets give to the own pair",
+    "target_entropy": "entropy of the targets, nats",
+    "agreement": "share of pairs whose soft target peaks where the model does",
+    "image_cosine": "mean cosine of different images",
+    "text_cosine": "mean cosine of different texts",
+}
 USUAL = ("loss", "chance", *LINE_KEYS)  # columns of metrics.jsonl that are no diagnostics
 
 
@@ -138,7 +148,9 @@ def training_plots(names: Sequence[str], runs: Sequence[Run]) -> list[Plot]:
             values = [value for of_run in points.values() for _, value in of_run]
             label, unit, _ = metric_facts(metric, values)
             name = f"eval-{len(found)}"
-            found.append(plots.line_plot(name, f"{evaluation}: {label}", label, points, percent=unit == "%"))
+            found.append(
+                plots.line_plot(name, f"{evaluation}: {label}", label, points, percent=unit == "%", order=names)
+            )
     return found
 
 
@@ -150,21 +162,33 @@ def shown_metrics(line: Mapping[str, Any]) -> list[str]:
 
 
 def diagnostic_plots(names: Sequence[str], runs: Sequence[Run], limit: int = 12) -> list[Plot]:
-    """Everything else that the training lines carry: learning rate, logit scale, speed, the objective's diagnostics."""
+    """Everything else that the training lines carry: learning rate, logit scale, speed, accuracy in the batch."""
+    return _curves(names, runs, lambda key: key not in USUAL and key not in ALIGNMENT, "diagnostic", limit)
+
+
+def alignment_plots(names: Sequence[str], runs: Sequence[Run]) -> list[Plot]:
+    """How soft the targets were, who agreed with whom, and whether the space collapsed, over the steps."""
+    return _curves(names, runs, ALIGNMENT.__contains__, "alignment", len(ALIGNMENT))
+
+
+def _curves(
+    names: Sequence[str], runs: Sequence[Run], wanted: Callable[[str], bool], prefix: str, limit: int
+) -> list[Plot]:
     lines = {name: run.training for name, run in zip(names, runs, strict=True)}
     keys = dict.fromkeys(
         key for of_run in lines.values() for line in of_run for key, value in line.items() if is_number(value)
     )
     found: list[Plot] = []
-    for key in [key for key in keys if key not in USUAL][:limit]:
+    for key in [key for key in keys if wanted(key)][:limit]:
         curves = {}
         for name, of_run in lines.items():
             points = [(float(line["step"]), float(line[key])) for line in of_run if is_number(line.get(key))]
             thin = max(len(points) // plots.POINTS, 1)
             if points:
                 curves[name] = points[::thin]
-        title = key.replace("_", " ")
-        found.append(plots.line_plot(f"diagnostic-{len(found)}", title, title, curves, markers=False))
+        label = key.replace("_", " ")
+        title = f"{label}: {ALIGNMENT[key]}" if key in ALIGNMENT else label
+        found.append(plots.line_plot(f"{prefix}-{len(found)}", title, label, curves, markers=False, order=names))
     return found
 
 
@@ -187,6 +211,17 @@ def shift_plot(names: Sequence[str], documents: Mapping[str, Sequence[Document]]
     for row in [*unshifted[:1], *shifted]:
         groups[_shift_label(row, shifted)] = row.cells
     return plots.bar_plot("shift", "Zero-shot under distribution shift", f"{shifted[0].label} (%)", names, groups)
+
+
+def ratings_plots(names: Sequence[str], documents: Mapping[str, Sequence[Document]]) -> list[Plot]:
+    """Kendall's τ with human ratings, of the scores and of soft targets, one plot a set of ratings."""
+    rows = [row for row in rows_for(names, documents) if row.task == "alignment" and row.metric.endswith("kendall_tau")]
+    found = []
+    for place, dataset in enumerate(dict.fromkeys(row.dataset for row in rows)):
+        groups = {row.label.partition(", ")[2] or "cosine": row.cells for row in rows if row.dataset == dataset}
+        title = f"Agreement with human ratings: {dataset}"
+        found.append(plots.bar_plot(f"ratings-{place}", title, "Kendall τ", names, groups, percent=False))
+    return found
 
 
 def _main_metric(rows: Sequence[MetricRow]) -> list[MetricRow]:

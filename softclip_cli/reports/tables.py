@@ -166,7 +166,7 @@ def _by_model(
 ) -> dict[str, dict[str, Document]]:
     """Name → protocol (as canonical JSON) → document."""
     return {
-        name: {canonical(_settings(one)): one for one in documents if _evaluation(one) == key}
+        name: {canonical(settings_of(one)): one for one in documents if _evaluation(one) == key}
         for name, documents in models.items()
     }
 
@@ -177,18 +177,18 @@ def _comparable(
     """Split the documents of one evaluation into groups that may share rows: (variant, name → document, note)."""
     if all(len(documents) <= 1 for documents in by_model.values()):
         chosen = {name: next(iter(documents.values())) for name, documents in by_model.items() if documents}
-        differing = describe_differences([_settings(one) for one in chosen.values()])
+        differing = describe_differences([settings_of(one) for one in chosen.values()])
         yield "", chosen, f"protocols differ: {differing}" if differing else ""
         return
     protocols = {protocol: one for documents in by_model.values() for protocol, one in documents.items()}
-    varying = differing_settings([_settings(one) for one in protocols.values()])
+    varying = differing_settings([settings_of(one) for one in protocols.values()])
     for protocol, one in protocols.items():
-        settings = _settings(one)
+        settings = settings_of(one)
         variant = ", ".join(f"{name} {short(settings[name])}" for name in varying if name in settings)
         yield variant, {name: found[protocol] for name, found in by_model.items() if protocol in found}, ""
 
 
-def _settings(document: Document) -> dict[str, Any]:
+def settings_of(document: Document) -> dict[str, Any]:
     """The protocol, flat, without what is an outcome of the evaluation."""
     return {name: value for name, value in flatten(document.get("protocol") or {}).items() if name not in OUTCOMES}
 
@@ -200,7 +200,7 @@ def _rows_of(
     sizes = [(one.get("dataset") or {}).get("size") for one in chosen.values()]
     metrics = dict.fromkeys(metric for one in chosen.values() for metric in one["metrics"])
     for metric in metrics:
-        cells = tuple(_cell((chosen[name]["metrics"] if name in chosen else {}).get(metric)) for name in names)
+        cells = tuple(cell_of((chosen[name]["metrics"] if name in chosen else {}).get(metric)) for name in names)
         if not any(cells):
             continue
         label, unit, higher = metric_facts(
@@ -272,7 +272,8 @@ def better_of(cells: Sequence[Cell | None], higher_is_better: bool = True) -> in
     return None
 
 
-def _cell(entry: Any) -> Cell | None:
+def cell_of(entry: Any) -> Cell | None:
+    """One entry of a document's `metrics` (or a plain number) as a cell; None where it is no number."""
     if isinstance(entry, int | float) and not isinstance(entry, bool):
         entry = {"value": entry}
     if not isinstance(entry, Mapping) or not isinstance(entry.get("value"), int | float):
@@ -285,9 +286,9 @@ def _rsum_is_of_shares(documents: Iterable[Document]) -> bool:
     """Whether rsum adds shares (at most 6) or percentages (at most 600): told by the recalls beside it."""
     for one in documents:
         recalls = [
-            cell.value for name, entry in one["metrics"].items() if RECALL.fullmatch(name) and (cell := _cell(entry))
+            cell.value for name, entry in one["metrics"].items() if RECALL.fullmatch(name) and (cell := cell_of(entry))
         ]
-        rsum = _cell(one["metrics"].get("rsum"))
+        rsum = cell_of(one["metrics"].get("rsum"))
         if rsum is not None and recalls:
             return rsum.value < 10 * sum(recalls)
     return False
