@@ -14,6 +14,7 @@ from softclip_cli.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     models,
     objectives,
     probe,
@@ -52,6 +53,7 @@ def root(
 
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(export.export)
 evaluate.app.command()(alignment.alignment)
 app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)

@@ -13,7 +13,10 @@ from softclip_cli.data.beside import beside
 from softclip_cli.data.corpus import check_output, hash_file
 from softclip_cli.data.split_writer import write_json
 from softclip_cli.errors import HostError, UsageError, nearest
+from softclip_cli.evaluation.result import run_folder
 from softclip_cli.registry import open_model
+from softclip_cli.reports.model_card import write_export_card
+from softclip_cli.runs import Run
 
 MADE_BY = "export.json"  # says what the folder is, and that it may be replaced
 FORMAT = 1
@@ -122,3 +125,5 @@ def _versions() -> dict[str, str]:
 
 def _write_card(reference: str, document: dict[str, Any], folder: Path) -> None:
     """The model card of the export: that of the run, where the model is one's."""
+    place = run_folder(reference)
+    write_export_card(folder, document, Run(place) if place else None)

@@ -111,7 +111,7 @@ def write(model: Model, folder: Path) -> dict[str, Any]:
             "export it with --to open_clip or --to onnx",
         )
     visual, text = model.image.visual, model.text.text
-    settings = {
+    settings: dict[str, Any] = {
         "projection_dim": model.embed_dim,
         "logit_scale_init_value": float(model.net.logit_scale.detach().reshape(())),
         "vision_config": {
