@@ -14,7 +14,7 @@ from softclip_cli.data.corpus import check_output, hash_file
 from softclip_cli.data.split_writer import write_json
 from softclip_cli.errors import HostError, UsageError, nearest
 from softclip_cli.evaluation.result import run_folder
-from softclip_cli.registry import open_model
+from softclip_cli.registry import open_model, parse_reference, split_checkpoint
 from softclip_cli.reports.model_card import write_export_card
 from softclip_cli.runs import Run
 
@@ -94,6 +94,7 @@ def export(
                     "reference": without_folders(model.reference),
                     "name": without_folders(model.name),
                     "fingerprint": model.fingerprint(),
+                    **_checkpoint(model.reference),
                     "embed_dim": model.embed_dim,
                     "parameters": sum(parameter.numel() for parameter in model.net.parameters()),
                 },
@@ -111,6 +112,18 @@ def export(
 def without_folders(text: str) -> str:
     """A model reference without the folders of this machine: only the last part of an absolute path stays."""
     return re.sub(r"(?<![\w.~-])~?/(?:[^\s/@+:]+/)*(?=[^\s/@+:]+)", "", text)
+
+
+def _checkpoint(reference: str) -> dict[str, Any]:
+    """Which step's checkpoint of a run a reference means, and whether its averaged weights; empty for other models."""
+    place = run_folder(reference)
+    if place is None:
+        return {}
+    parsed, run = parse_reference(reference), Run(place)
+    which, averaged = split_checkpoint(parsed.weights) if parsed.kind == "run" else ("best", False)
+    named = Path(parsed.name).resolve()
+    folder = named if parsed.kind == "folder" and named != place.resolve() else run.checkpoint(which)
+    return {"run": run.name, "step": int(folder.name.removeprefix("step-")), "averaged": averaged}
 
 
 def _versions() -> dict[str, str]:

@@ -71,7 +71,7 @@ def _text_obstacles(model: Model) -> Iterator[str]:
     yield from _block_obstacles("text", text.transformer)
 
 
-def _block_obstacles(tower: str, transformer: nn.Module) -> Iterator[str]:
+def _block_obstacles(tower: str, transformer: Any) -> Iterator[str]:
     blocks = list(transformer.resblocks)
     if not all(isinstance(block, ResidualAttentionBlock) and isinstance(block.ls_1, nn.Identity) for block in blocks):
         yield f"the layers of its {tower} tower have parts that CLIP's have not (layer scale, or norms inside)"

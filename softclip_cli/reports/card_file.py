@@ -82,14 +82,14 @@ def _mark(body: str) -> str:
 
 
 def _merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in old.items() if key not in OWN and key not in LICENCE}
+    kept = {key: value for key, value in old.items() if key not in (*OWN, *LICENCE, *new)}
     tags = [*(new.get("tags") or []), *(tag for tag in old.get("tags") or [] if tag not in (new.get("tags") or []))]
     licence = new
     if new.get("license_name") == "unknown" and old.get("license"):
         licence = old
     merged = {key: value for key, value in new.items() if key not in LICENCE}
     merged |= {key: licence[key] for key in LICENCE if key in licence}
-    return {**kept, **merged, "tags": tags}
+    return {**merged, "tags": tags, **kept}
 
 
 def _read(text: str) -> dict[str, Any]:

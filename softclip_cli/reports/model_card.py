@@ -40,9 +40,8 @@ def write_model_card(run: Run, *, license_name: str | None = None, overwrite: bo
         EditedByHand: a person changed softclip's part.
         ModelError: a damaged file in the run folder.
     """
-    documents, others = _documents(run)
-    header = _header(run, _rows(run, documents), license_name)
-    return write_card(run.path / "README.md", header, _body(run, documents, others, None), overwrite=overwrite)
+    header, body = _parts(run, license_name)
+    return write_card(run.path / "README.md", header, body, overwrite=overwrite)
 
 
 def renew_model_card(run: Run) -> str:
@@ -62,8 +61,7 @@ def model_card(run: Run, *, license_name: str | None = None) -> str:
     """The text of a new model card (see `write_model_card`)."""
     from softclip_cli.reports.card_file import compose
 
-    documents, others = _documents(run)
-    return compose(_header(run, _rows(run, documents), license_name), _body(run, documents, others, None), None)
+    return compose(*_parts(run, license_name), None)
 
 
 def write_export_card(folder: Path, export: Mapping[str, Any], run: Run | None) -> Path:
@@ -82,9 +80,22 @@ def write_export_card(folder: Path, export: Mapping[str, Any], run: Run | None) 
         card |= {"pipeline_tag": "zero-shot-image-classification", "tags": ["softclip", "clip"]}  # type: ignore[dict-item]
         template = template_environment(for_html=False).get_template("export_card.md.jinja")
         return write_card(path, card, template.render(title=title, version=__version__, **_export_parts(export)))
-    documents, others = _documents(run, str(export["model"]["fingerprint"]))
-    header = {**_header(run, _rows(run, documents), None), "library_name": library}
-    return write_card(path, header, _body(run, documents, others, export))
+    header, body = _parts(run, None, export)
+    return write_card(path, {**header, "library_name": library}, body)
+
+
+def _parts(run: Run, license_name: str | None, export: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], str]:
+    """Header and body of a card: of the run's best checkpoint, or of what was exported."""
+    model = export["model"] if export else {}
+    documents, others = _documents(run, model.get("fingerprint", ""))
+    checks: list[dict[str, Any]] = []
+    step = model.get("step") if export else run.checkpoint("best").name.removeprefix("step-") if run.steps else ""
+    if not documents and not model.get("averaged"):
+        # What was measured at another step is not of these weights; a run without checkpoints has its last words only.
+        checks = last_evaluations(run, int(step) if step else None)
+    rows = main_rows(metric_rows({run.name: documents or checks}))
+    note = _results_note(step, from_documents=bool(documents), others=others)
+    return _header(run, rows, license_name), _body(run, rows, note, bool(documents), export)
 
 
 def _documents(run: Run, fingerprint: str = "") -> tuple[list[dict[str, Any]], int]:
@@ -111,14 +122,9 @@ def _is_of_best(run: Run, reference: str) -> bool:
     return which in ("", "best", str(run.best.get("step")))
 
 
-def _rows(run: Run, documents: list[dict[str, Any]]) -> list[MetricRow]:
-    return main_rows(metric_rows({run.name: documents or last_evaluations(run)}))
-
-
-def _body(run: Run, documents: list[dict[str, Any]], others: int, export: Mapping[str, Any] | None) -> str:
+def _body(run: Run, rows: list[MetricRow], note: str, evaluated: bool, export: Mapping[str, Any] | None) -> str:
     """The part of a card that softclip writes."""
     corpus = facts.corpus_facts(run)
-    rows = _rows(run, documents)
     told = [fact for fact in facts.run_facts(run) if fact.label != "Known noise"]
     of_data = [(fact.label, _placeless(fact.value)) for fact in told if fact.section == "data"]
     if of_data:
@@ -136,9 +142,9 @@ def _body(run: Run, documents: list[dict[str, Any]], others: int, export: Mappin
         settings_table=markdown_table(("setting", "value"), of_training) if of_training else "",
         objective_table=_objective_table(run, preset),
         results_table=_results(rows),
-        results_note=_results_note(rows, from_documents=bool(documents), others=others),
+        results_note=note,
         checkpoint=run.checkpoint("best").relative_to(run.path).as_posix() if run.steps else "",
-        limitations=limitations(run, corpus),
+        limitations=limitations(run, corpus, evaluated=evaluated),
         citation=_citation(preset),
         version=__version__,
         **(_export_parts(export) if export else {"export": None}),
@@ -154,7 +160,7 @@ def _export_parts(export: Mapping[str, Any]) -> dict[str, Any]:
     return {"export": export, "parity_table": table}
 
 
-def limitations(run: Run, corpus: dict[str, Any]) -> list[str]:
+def limitations(run: Run, corpus: dict[str, Any], *, evaluated: bool) -> list[str]:
     """What a user of the model must know, each from a fact of the run."""
     found = []
     pairs = corpus.get("pairs")
@@ -184,7 +190,7 @@ def limitations(run: Run, corpus: dict[str, Any]) -> list[str]:
             "do terms of use that may bind the whole."
         )
     found.append("It is one run with one seed: another seed gives other numbers.")
-    if not run.evals:
+    if not evaluated:
         found.append("It has no evaluation documents: its numbers, if any, come from the checks made during training.")
     found.append(
         "It has not been examined for social bias, safety or fitness for any use; zero-shot classification gives an "
@@ -291,10 +297,11 @@ def _results(rows: list[MetricRow]) -> str:
     return markdown_table(header, lines, right=(2, 4, 5, 6))
 
 
-def _results_note(rows: list[MetricRow], *, from_documents: bool, others: int) -> str:
+def _results_note(step: Any, *, from_documents: bool, others: int) -> str:
     note = "Shares in percent."
     if others:
         note += f" Left out: {others} {'evaluation' if others == 1 else 'evaluations'} of other weights of this run."
     if from_documents:
         return note + " `evals/` holds the whole documents: every metric, the protocol and the fingerprint of the data."
-    return "From the last check during training, without intervals. " + note
+    at = f"From the check at step {int(step):,} during training" if step else "From the last check during training"
+    return f"{at}, without intervals. {note}"
