@@ -16,6 +16,7 @@ from softclip_cli.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     models,
     objectives,
     probe,
@@ -56,6 +57,7 @@ def root(
 
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(export.export)
 evaluate.app.command()(alignment.alignment)
 evaluate.app.command()(robustness.robustness)
 evaluate.app.command()(composition.composition)

@@ -124,7 +124,7 @@ def pooled_block(
         positions: int64 (N,), or one for all samples.
         mask: additive (L, L).
     """
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(x.shape[0], device=x.device)  # len(x) would be a constant for torch.export
     normed = block.ln_1(x)
     if mask is not None:
         mask = mask[positions].view(-1, 1, 1, mask.shape[-1])

@@ -23,7 +23,7 @@ from softclip_cli.model import Model
 from softclip_cli.registry import open_model
 from softclip_cli.reports.compare_page import write_demo_page
 from softclip_cli.reports.examples import RetrievalExample, RetrievalResult, TrainingPair
-from softclip_cli.reports.model_card import write_model_card
+from softclip_cli.reports.model_card import renew_model_card
 from softclip_cli.runs import Run, is_run
 from softclip_cli.training.trainer import Report
 
@@ -94,7 +94,7 @@ def demo(options: DemoOptions, report: Report, say: Callable[[str], None], comma
     examples: list[RetrievalExample] = []
     for name, path in paths.items():
         examples += retrieval_examples(open_model(f"{path}"), corpus, name)
-        write_model_card(runs[name])
+        renew_model_card(runs[name])
     page = write_demo_page(
         options.out / "index.html",
         list(runs.values()),

@@ -7,7 +7,7 @@ hf-hub:ORG/NAME                 an open_clip model on the Hugging Face Hub
 timm:NAME[@W]+hf:NAME[@random]  a pair of pretrained towers with a new projection each. W: a weights file or folder, `random`,
                                 or pip:PACKAGE; left out: the Hub. hf:NAME may be a local folder or pip:PACKAGE
 FOLDER                          a run, a checkpoint, or any folder with an open_clip_config.json
-run:NAME[@best|last|STEP]       a run by name
+run:NAME[@best|last|STEP]       a run by name; run:NAME@ema or run:NAME@500+ema: the averaged weights of an EMA teacher
 """
 
 from __future__ import annotations
@@ -86,6 +86,12 @@ def parse_reference(text: str) -> Reference:
     return Reference("architecture", name, weights)
 
 
+def split_checkpoint(weights: str) -> tuple[str, bool]:
+    """What stands behind the @ of a run: which checkpoint, and whether its averaged weights are meant."""
+    which, _, kind = weights.rpartition("+")
+    return (which or "best", True) if kind == "ema" else (weights or "best", False)
+
+
 def open_model(
     reference: str | None,
     *,
@@ -127,9 +133,12 @@ def open_model(
             torch.manual_seed(seed)
         if parsed.kind == "run":
             run = runs.find_run(parsed.name)
-            model = _open_folder(run.checkpoint(parsed.weights or "best"), ema=ema)
+            which, averaged = split_checkpoint(parsed.weights)
+            folder = run.checkpoint(which)
+            model = _open_folder(folder, ema=ema or averaged)
             model.name = run.name
-            model.notes.insert(0, f"model: run {run.name}, checkpoint {run.checkpoint(parsed.weights or 'best').name}")
+            whose = ", averaged weights" if averaged else ""
+            model.notes.insert(0, f"model: run {run.name}, checkpoint {folder.name}{whose}")
         elif parsed.kind == "folder":
             folder = Path(parsed.name)
             if runs.is_run(folder) and not (folder / CONFIG).is_file():
@@ -262,7 +271,13 @@ def _open_folder(folder: Path, *, ema: bool = False) -> Model:
     model = build_model(config, document.get("preprocess_cfg", {}))
     weights = folder / ("ema.safetensors" if ema else WEIGHTS)
     if not weights.is_file():
-        found = [*folder.glob("open_clip_*.safetensors"), *([] if ema else folder.glob("*.safetensors"))]
+        if ema:
+            raise ModelError(
+                f"{folder} holds no averaged weights",
+                f"{weights.name} is missing: the run had no EMA teacher",
+                "leave `ema` out of the reference",
+            )
+        found = [*folder.glob("open_clip_*.safetensors"), *folder.glob("*.safetensors")]
         if not found:
             raise ModelError(
                 f"{folder} holds no weights", f"{weights.name} is missing", "train or copy the checkpoint again"

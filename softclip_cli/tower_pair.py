@@ -144,7 +144,7 @@ def open_pair(parsed: Reference, settings: PairSettings) -> Model:
         model.notes.append(f"text tower: {parsed.text}, random weights")
     else:
         pooling = model.text.text.pooler.__class__.__name__ == "ClsPooler"
-        with _quiet_transformers():
+        with quiet_transformers():
             tower = download(
                 lambda: AutoModel.from_pretrained(source, add_pooling_layer=pooling), f"the weights of hf:{parsed.text}"
             )
@@ -158,7 +158,7 @@ def open_pair(parsed: Reference, settings: PairSettings) -> Model:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own progress bar and loading report off the terminal."""
     from transformers.utils import logging
 

@@ -150,7 +150,7 @@ class TextTower:
         mask, positions = text.attn_mask[:length, :length], self.pooled_position(tokens)
         *blocks, last = text.transformer.resblocks
         if not poolable(last):
-            x = text.transformer(x, attn_mask=mask)[torch.arange(len(x), device=x.device), positions]
+            x = text.transformer(x, attn_mask=mask)[torch.arange(x.shape[0], device=x.device), positions]
         else:
             # A GPU would wait for the host to learn how many tokens there are.
             if x.device.type == "cpu" and all(map(poolable, blocks)) and not torch.compiler.is_compiling():

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from fake_runs import DATA, evaluations, make_run, write
 
-from softclip_cli.reports.model_card import model_card, write_model_card
+from softclip_cli.reports.card_file import EditedByHand
+from softclip_cli.reports.model_card import model_card, renew_model_card, write_model_card
 from softclip_cli.runs import Run
 
 
@@ -122,3 +123,124 @@ def test_the_example_loads_the_checkpoint_in_stock_open_clip(tmp_path: Path, mon
     assert callable(tokenizer)
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.state_dict().items())
     assert tokenizer(["a red star"]).shape == (1, 8)
+
+
+def test_the_objective_is_told_with_its_sources_and_its_paper(tmp_path: Path) -> None:
+    from softclip_cli.objectives.settings import MARKS, find_preset
+
+    card = model_card(make_run(tmp_path, "a", objective="ema-kd", objective__alpha_end=0.25))
+    for name, (_, mark) in find_preset("ema-kd").choices.items():
+        source = "set for this run" if name == "alpha_end" else MARKS[mark]
+        assert re.search(rf"\| `objective\.{name}` \| .+ \| {re.escape(source)} \|", card), name
+    assert "| `objective.alpha_end` | 0.25 | set for this run |" in card
+    assert "[arXiv 2104.08945](https://arxiv.org/abs/2104.08945)" in card
+    assert "| Training time | 4 min 10 s |" in card
+    assert "| Device | cpu |" in card
+    assert "carbon emissions were not measured" in card
+    assert "not recorded: ask the data's source" in card
+
+
+def test_folders_of_this_machine_do_not_get_into_a_card(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", model__reference="timm:x@/home/me/weights.pth+hf:/home/me/text")
+    write(run.path / "data.json", {**DATA, "corpus": "/home/me/pictures"})
+    card = model_card(again(run))
+    assert "/home/me" not in card
+    assert "| Corpus | pictures |" in card
+    assert "timm:x@weights.pth+hf:text" in card
+
+
+def test_results_are_those_of_the_weights_that_the_card_loads(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", skill=0.6)
+    other = evaluations(0.9)[1]
+    other["model"] = {"reference": "run:a@400", "name": "a", "fingerprint": "e" * 64}
+    other["dataset"]["name"] = "elsewhere"
+    write(run.path / "evals" / "other.json", other)
+    card = model_card(again(run))
+    assert "elsewhere" not in card
+    assert "Left out: 1 evaluation of other weights of this run." in card
+    for file in (run.path / "evals").iterdir():
+        file.unlink()
+    card = model_card(again(run))
+    assert "From the check at step 200 during training" in card
+    line = next(line for line in again(run).evaluations["val"] if line["step"] == 200)
+    assert f"| rsum | {line['rsum']:.1f} |" in card
+
+
+def test_what_a_person_wrote_stays(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    run = make_run(tmp_path, "a", skill=0.6)
+    path = write_model_card(run)
+    text = path.read_text().replace("license: other\nlicense_name: unknown", "license: apache-2.0\nlanguage: en")
+    text = text.replace("- softclip\n", "- softclip\n- mine\n")
+    before, _, behind = text.partition("<!-- softclip writes")
+    path.write_text(f"{before}Mine, before.\n\n<!-- softclip writes{behind}\nMine, behind.\n")
+    for file in (run.path / "evals").glob("probe*"):
+        file.unlink()
+    assert renew_model_card(again(run)) == ""
+    card = path.read_text()
+    assert "Linear probe" not in card
+    assert "Mine, before." in card.partition("<!-- softclip writes")[0]
+    assert card.endswith("<!-- softclip: end -->\n\nMine, behind.\n")
+    data = ModelCard.load(path).data
+    assert (data.license, data.language) == ("apache-2.0", "en")
+    assert {"mine", "psd"} <= set(data.tags or [])
+    assert len(data.eval_results or []) > 5
+    assert write_model_card(again(run)).read_text() == card
+
+
+def test_a_card_changed_within_softclips_part_is_left(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", skill=0.6)
+    path = write_model_card(run)
+    edited = path.read_text().replace("## Limitations", "## What it cannot do")
+    path.write_text(edited)
+    assert "changed between softclip's marks" in renew_model_card(again(run))
+    assert path.read_text() == edited
+    with pytest.raises(EditedByHand) as caught:
+        write_model_card(again(run))
+    assert caught.value.exit_code == 3
+    assert "--overwrite" in caught.value.hint
+    assert "## Limitations" in write_model_card(again(run), overwrite=True).read_text()
+    for foreign in (
+        "My own words.\n",
+        "---\n: [\n---\n" + edited.partition("---\n\n")[2].replace("What it cannot do", "Limitations"),
+    ):
+        path.write_text(foreign)
+        assert "left as it is" in renew_model_card(again(run))
+        assert path.read_text() == foreign
+
+
+def test_the_command_writes_the_card_anew_and_keeps_the_licence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import ModelCard
+    from typer.testing import CliRunner
+
+    from softclip_cli.app import app
+
+    monkeypatch.setenv("SOFTCLIP_RUNS", str(tmp_path))
+    run = make_run(tmp_path, "a", skill=0.6)
+    first = CliRunner().invoke(app, ["runs", "card", "a", "--license", "mit", "--json"])
+    assert first.exit_code == 0, first.stderr
+    document = json.loads(first.stdout)
+    assert document == {"run": "a", "card": str(run.path / "README.md"), "evaluations": len(evaluations(0.6))}
+    assert CliRunner().invoke(app, ["runs", "card", "a"]).exit_code == 0
+    assert ModelCard.load(run.path / "README.md").data.license == "mit"
+    (run.path / "README.md").write_text("mine")
+    refused = CliRunner().invoke(app, ["runs", "card", "a"])
+    assert refused.exit_code == 3
+    assert "no part that is marked" in refused.stderr
+
+
+def test_a_new_evaluation_renews_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softclip_cli.commands.evaluate import finish
+
+    monkeypatch.setenv("SOFTCLIP_RUNS", str(tmp_path))
+    run = make_run(tmp_path, "a", skill=0.6)
+    path = write_model_card(run)
+    new = {**evaluations(0.6)[1], "model": {"reference": "run:a", "name": "a", "fingerprint": "f" * 64}}
+    new["dataset"] = {**new["dataset"], "name": "cifar10"}
+    finish(new, tmp_path / "elsewhere.json", True, lambda document: None)
+    assert "cifar10" not in path.read_text()
+    finish(new, None, True, lambda document: None)
+    assert "| Zero-shot classification | cifar10 |" in path.read_text()

@@ -272,6 +272,18 @@ def finish(document: dict[str, Any], out: Path | None, as_json: bool, render: Ca
     console.emit(document, as_json, lambda: render(document))
     if path is not None:
         console.note(f"result: {path}")
+    if path is not None and out is None:
+        renew_card(path.parent.parent)
+
+
+def renew_card(folder: Path) -> None:
+    """Bring a run's model card up to date after a new result in its `evals/`."""
+    from softclip_cli.reports.model_card import renew_model_card
+    from softclip_cli.runs import Run
+
+    left = renew_model_card(Run(folder))
+    if left:
+        console.warn(left)
 
 
 def shown(entry: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`softclip runs`: list, show and compare training runs."""
+"""`softclip runs`: list, show and compare training runs, and write their model cards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from softclip_cli.reports.tables import MetricRow
     from softclip_cli.runs import Run
 
-app = typer.Typer(no_args_is_help=True, help="List, show and compare training runs.")
+app = typer.Typer(no_args_is_help=True, help="List, show and compare training runs; write their model cards.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
@@ -110,6 +110,32 @@ def diff(
         _print_metrics(["A", "B"], shown_metrics(metrics, everything), len(metrics))
 
     console.emit(document, as_json, render)
+
+
+@app.command()
+@guarded
+def card(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A run in runs/, or the path of a run folder.")],
+    license_name: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="ID", help="The model's licence as the Hub names it, such as mit. Stays in the card."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over what was changed by hand in softclip's part of the card.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's model card (README.md) anew, from what its folder says now; evaluations do so by themselves."""
+    from softclip_cli.reports.model_card import write_model_card
+    from softclip_cli.runs import find_run
+
+    run = find_run(name)
+    path = write_model_card(run, license_name=license_name, overwrite=overwrite)
+    document = {"run": run.name, "card": str(path), "evaluations": len(run.evals)}
+    console.emit(document, as_json, lambda: console.out.print(f"model card: {path}", markup=False))
 
 
 def _entry(run: Run) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def end_process(error: SoftclipError) -> None:
 def run_training(plan: Plan, as_json: bool) -> Path:
     """Train under the live view and print the summary; used by `softclip demo`, too."""
     from softclip_cli.console_training import TrainingView
-    from softclip_cli.reports.model_card import write_model_card
+    from softclip_cli.reports.model_card import renew_model_card
     from softclip_cli.runs import Run
     from softclip_cli.training.start import train as start
 
@@ -242,7 +242,9 @@ def run_training(plan: Plan, as_json: bool) -> Path:
     if int(os.environ.get("RANK", "0")):
         return path  # under torchrun the first process writes and speaks
     run = Run(path)
-    write_model_card(run)
+    left = renew_model_card(run)
+    if left:
+        console.warn(left)
     final = run.training[-1] if run.training else {}  # its time was up before the first line
     evaluations = {name: lines[-1] for name, lines in run.evaluations.items()}
     document = {

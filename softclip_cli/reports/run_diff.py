@@ -67,16 +67,24 @@ def final_metrics(first: Run, second: Run) -> list[MetricRow]:
     return metric_rows(dict(zip(run_names(first, second), documents, strict=True)))
 
 
-def last_evaluations(run: Run) -> list[dict[str, Any]]:
-    """The last line of each evaluation made during training, shaped as evaluation documents, without intervals."""
+def last_evaluations(run: Run, step: int | None = None) -> list[dict[str, Any]]:
+    """The last line of each evaluation made during training, shaped as evaluation documents, without intervals.
+
+    Args:
+        run: whose lines.
+        step: the line of this step instead, where there is one.
+    """
     found = []
     for name, lines in run.evaluations.items():
+        chosen = [line for line in lines if step is None or line["step"] == step][-1:]
         metrics = {
             key: {"value": float(value)}
-            for key, value in lines[-1].items()
+            for line in chosen
+            for key, value in line.items()
             if key not in facts.LINE_KEYS and isinstance(value, int | float) and not isinstance(value, bool)
         }
-        found.append({"task": "during training", "dataset": {"name": name}, "metrics": metrics, "details": {}})
+        if metrics:
+            found.append({"task": "during training", "dataset": {"name": name}, "metrics": metrics, "details": {}})
     return found
 
 

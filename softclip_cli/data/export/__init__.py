@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from softclip_cli import __version__
-from softclip_cli.data.corpus import Corpus, check_output
+from softclip_cli.data.beside import beside
+from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.export.parquet import write_parquet
 from softclip_cli.data.export.tars import write_tars
 from softclip_cli.data.signature import COLUMN
@@ -74,7 +72,7 @@ def export(
             progress(done, total)
 
     try:
-        with _beside(Path(out), overwrite) as folder:
+        with beside(Path(out), overwrite, what="export", mark=MADE_BY) as folder:
             if to == "webdataset":
                 facts = write_tars(chosen, folder, shard_bytes, each_caption, advance)
             else:
@@ -89,21 +87,3 @@ def export(
     except OSError as error:
         raise HostError(f"{out} cannot be written", str(error), "check the disk, or choose another folder") from error
     return document
-
-
-@contextmanager
-def _beside(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `out` at the end, or goes when something fails."""
-    check_output(out, overwrite, what="export", mark=MADE_BY)
-    out = out.absolute()
-    work, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work
-        if out.exists():
-            out.rename(old)
-        work.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
