@@ -130,3 +130,74 @@ def _print_estimate(study: Study, folder: Path, workers: int, only: list[str], a
             console.out.print(name, markup=False)
 
     console.emit({"study": study.name, "out": str(folder), "workers": workers, **asdict(found)}, as_json, render)
+
+
+@app.command()
+@guarded
+def report(
+    where: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml|DIR|FILE", help="A study file, or its results.", show_default=False)
+    ],
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="What to report, such as test/rsum.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="ROW", help="Row that the others are compared with.")
+    ] = None,
+    when: Annotated[
+        str,
+        typer.Option("--when", metavar="last|best", help="After the last step, or at the epoch that is best on val."),
+    ] = "last",
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table as Markdown.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all numbers as CSV.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="Draw noise, data and compute plots, PNG and SVG.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Means with intervals, and tests paired by seed against a baseline, corrected for their number."""
+    from softclip_cli.study import report as reports
+
+    if when not in ("last", "best"):
+        raise UsageError(
+            f"--when {when} is not known", "a run is reported at one of two moments", "--when last or --when best"
+        )
+    made = reports.open_report(where, metric=metric, baseline=baseline, when=when)
+    written: list[Path] = []
+    for path, text in ((markdown, reports.markdown), (csv, lambda report: reports.csv_text(report.lines))):
+        if path is not None:
+            _write(path, text(made))
+            written.append(path)
+    if plots is not None:
+        written += reports.write_plots(made, plots)
+    document = {
+        "title": made.title,
+        "metric": made.metric,
+        "when": made.when,
+        "baseline": made.baseline,
+        "facts": made.facts,
+        "lines": [{**line.as_dict(), "values": line.values} for line in made.lines],
+        "files": [str(path) for path in written],
+    }
+
+    def render() -> None:
+        console.table(made.title, reports.COLUMNS, [reports.cells(line, made) for line in made.lines])
+        for fact in made.facts:
+            console.note(fact)
+        for path in written:
+            console.note(f"wrote {path}")
+
+    console.emit(document, as_json, render)
+
+
+def _write(path: Path, text: str) -> None:
+    from softclip_cli.errors import HostError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise HostError(f"{path} could not be written", str(error), "name another file") from error

@@ -12,7 +12,7 @@ from softclip_cli import recipes
 from softclip_cli.config import Conflict, Section, build, merge_into, read_toml
 from softclip_cli.errors import SoftclipError, UsageError
 from softclip_cli.objectives.settings import ObjectiveSettings, merged, presets
-from softclip_cli.study.trials import trials
+from softclip_cli.study.trials import nested, trials
 from softclip_cli.training.settings import TrainSettings
 
 ORACLE = " (oracle)"  # ends the name of a row that trains on what was not exchanged
@@ -243,23 +243,30 @@ class Study(Section):
         return trials(grid, self.tuning.trials, self.tuning.draw, own_values(self.run_settings(row), grid))
 
     def _tuning_conflicts(self) -> list[Conflict]:
-        found = []
+        if not self.tuning.trials:
+            return []
+        sentences: list[str] = []
         for name in self.objective:
             try:
-                there = len(self.choices(name))
+                self.run_settings(name)
+            except SoftclipError:
+                continue  # said already
+            try:
+                choices = self.choices(name)
             except UsageError as error:
-                if "is tried as" in error.what:
-                    found.append(Conflict(("tuning", "objective"), f"objective.{name}: {error.what}"))
+                sentences.append(f"objective.{name}: {error.what}")
                 continue
-            if there < self.tuning.trials:
-                found.append(
-                    Conflict(
-                        ("tuning", "objective"),
-                        f"objective.{name}: its own settings and the combinations to try are {there}, less than tuning.trials = "
-                        f"{self.tuning.trials}, the same number for every row: give it more values to try, or lower trials",
-                    )
+            if len(choices) < self.tuning.trials:
+                sentences.append(
+                    f"objective.{name}: its own settings and the combinations to try are {len(choices)}, less than tuning.trials = "
+                    f"{self.tuning.trials}, the same number for every row: give it more values to try, or lower trials"
                 )
-        return found
+            for choice in choices:
+                try:
+                    self.run_settings(name, nested(choice))
+                except UsageError as error:
+                    sentences += [f"objective.{name} with {choice}: {line}" for line in error.why.split("\n       ")]
+        return [Conflict(("tuning", "objective"), sentence) for sentence in dict.fromkeys(sentences)]
 
 
 def own_values(settings: TrainSettings, names: Iterable[str]) -> dict[str, Any]:

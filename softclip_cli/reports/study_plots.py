@@ -1,0 +1,169 @@
+"""Plots of a study as PNG and SVG: a metric against noise, data and compute, each line named where it ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softclip_cli.reports.plots import clean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart with any kind of colour vision; yellow is left out on white, and two greys added.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f", "#8c510a", "#5e3c99")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+INK, GRID = "#222222", "#dddddd"
+LABEL_GAP = 0.052  # of an axis's height, between the names of two lines
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#888888",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.9,
+    "lines.markersize": 5.5,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with the ends of its interval (NaN: none)."""
+
+    x: float
+    y: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+Panel = Mapping[str, Sequence[Point]]
+
+
+def line_panels(
+    path: Path,
+    panels: Mapping[str, Panel],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    percent: bool = False,
+    log: bool = False,
+    order: Sequence[str] = (),
+) -> list[Path]:
+    """Draw panels side by side, one line a name, and write PATH.png and PATH.svg.
+
+    Args:
+        path: without a suffix.
+        panels: heading → name → points.
+        title, x_label, y_label: words.
+        percent: x is a share and shown in percent.
+        log: x in powers of two.
+        order: names in the order of their colours, so that they have the same in all plots.
+
+    Returns:
+        The files.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys([*order, *(name for panel in panels.values() for name in panel)]))
+    longest = max(map(len, names), default=0)
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": path.name}):
+        width = len(panels) * (3.6 + 0.085 * longest) + 0.6
+        figure = Figure(figsize=(width, 4.2 + 0.12 * max(0, len(names) - 8)), layout="constrained", facecolor="white")
+        all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axes, (heading, panel) in zip(all_axes, panels.items(), strict=True):
+            for name, points in panel.items():
+                _line(axes, names.index(name), points)
+            _scale(axes, panel, percent, log)
+            axes.set_xlabel(x_label)
+            if len(panels) > 1 or heading:
+                axes.set_title(clean(heading), fontsize=11, loc="left")
+        all_axes[0].set_ylabel(clean(y_label))
+        figure.suptitle(clean(title), fontsize=12.5, x=0.01, ha="left")
+        for axes, panel in zip(all_axes, panels.values(), strict=True):
+            _name_lines(axes, panel, names)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files = [path.with_name(path.name + suffix) for suffix in (".png", ".svg")]
+        figure.savefig(files[0], dpi=160)
+        figure.savefig(files[1], metadata={"Date": None})
+    return files
+
+
+def _line(axes: Axes, index: int, points: Sequence[Point]) -> None:
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    dash: Any = "-" if index < len(COLOURS) else (0, (4, 2))
+    xs, ys = [p.x for p in points], [p.y for p in points]
+    axes.plot(xs, ys, color=colour, marker=marker, linestyle=dash, markeredgecolor="white", markeredgewidth=0.7)
+    known = [p for p in points if not math.isnan(p.low)]
+    if known:
+        axes.vlines(
+            [p.x for p in known],
+            [p.low for p in known],
+            [p.high for p in known],
+            color=colour,
+            alpha=0.45,
+            linewidth=1.4,
+        )
+
+
+def _scale(axes: Axes, panel: Panel, percent: bool, log: bool) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    ticks = sorted({p.x for points in panel.values() for p in points})
+    if log:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_minor_locator(NullLocator())
+    if percent:
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+
+
+def _name_lines(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
+    """Write each line's name at its last point, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    ends = sorted((points[-1].y, name, points[-1].x) for name, points in panel.items() if points)
+    right = max((x for _, _, x in ends), default=1.0)
+    places = spread([(y - low) / (high - low) for y, _, _ in ends], LABEL_GAP)
+    for (y, name, x), place in zip(ends, places, strict=True):
+        axes.annotate(
+            clean(name),
+            (x, y),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            color=COLOURS[names.index(name) % len(COLOURS)],
+            fontsize=9.5,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GRID if x == right else "#aaaaaa", "linewidth": 0.8, "shrinkB": 4},
+        )
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places moved apart to at least `gap`, as little as possible, around where they were."""
+    groups: list[list[float]] = []  # [sum of (place − offset in the group), members]
+    for place in places:
+        groups.append([place, 1])
+        while len(groups) > 1:
+            (one, m), (two, n) = groups[-2], groups[-1]
+            if two / n - one / m >= gap * m:
+                break
+            groups[-2:] = [[one + two - gap * m * n, m + n]]
+    result = []
+    for total, count in groups:
+        result += [total / count + gap * i for i in range(int(count))]
+    return result
