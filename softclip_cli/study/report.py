@@ -56,7 +56,7 @@ class Report:
         if compared:
             pairs = min(line.comparison.difference.n for line in compared if line.comparison)
             said.append(
-                f"Differences from {self.baseline} are paired by seed, which decides first weights, order, captions and samples; p values are "
+                f"Differences from {self.baseline} are paired by seed, which decides weights, order, captions and samples; p values are "
                 f"of the paired t test and of Wilcoxon's signed-rank test, both after Holm's correction over {len(compared)} comparisons."
             )
             if pairs < 6:
