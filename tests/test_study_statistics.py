@@ -76,13 +76,19 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
 
 
 def test_a_report_takes_the_right_rows_and_pairs_them_by_seed():
-    results = pd.concat([table({"clip": [10, 20, 30], "psd": [12, 21, 36]}), table({"clip": [1, 2], "psd": [3, 5, 9]}, 0.0)])
+    results = pd.concat(
+        [table({"clip": [10, 20, 30], "psd": [12, 21, 36]}), table({"clip": [1, 2], "psd": [3, 5, 9]}, 0.0)]
+    )
     lines = {(line.objective, line.noise): line for line in summarise(results, "test/rsum", "clip")}
     assert lines["clip", 0.4].mean.value == 20 and lines["clip", 0.4].comparison is None
     made = lines["psd", 0.4].comparison
-    assert made.difference.value == 3 and made.t_test == pytest.approx(stats.ttest_rel([12, 21, 36], [10, 20, 30]).pvalue)
+    assert made.difference.value == 3 and made.t_test == pytest.approx(
+        stats.ttest_rel([12, 21, 36], [10, 20, 30]).pvalue
+    )
     unpaired = lines["psd", 0.0]
-    assert unpaired.mean.n == 3 and unpaired.comparison.difference.n == 2 and unpaired.comparison.difference.value == 2.5
+    assert (
+        unpaired.mean.n == 3 and unpaired.comparison.difference.n == 2 and unpaired.comparison.difference.value == 2.5
+    )
     both = [made.t_test, unpaired.comparison.t_test]
     assert [made.t_test_holm, unpaired.comparison.t_test_holm] == holm(both)
     best = summarise(results, "test/rsum", "clip", "best")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation.embed import EmbedOptions
-from softclip_cli.registry import open_model
+from softclip_cli.registry import open_model, parse_reference
 from softclip_cli.runs import Run
 from softclip_cli.study.measure import Metrics, flat, measure, split_of
 from softclip_cli.study.plan import Cell
@@ -61,7 +61,11 @@ class Bench:
     def heads(self, settings: TrainSettings) -> Heads:
         """The frozen towers of some settings."""
         data = settings.data
-        key = json.dumps([settings.model.model_dump(mode="json"), data.corpus, data.split, data.limit, settings.device])
+        # Of an untrained architecture the trunks, too, are the seed's.
+        parsed = parse_reference(settings.model.reference)
+        seed = settings.schedule.seed if parsed.kind == "architecture" and not parsed.weights else None
+        shaping = [settings.model.model_dump(mode="json"), data.corpus, data.split, data.limit, settings.device, seed]
+        key = json.dumps(shaping)
         if key not in self._heads:
             self._heads[key] = Heads(settings, self.report)
         return self._heads[key]

@@ -296,7 +296,8 @@ def read_study(path: Path, *layers: Mapping[str, Any]) -> Study:
     try:
         document = read_toml(path)
     except UsageError as error:
-        raise UsageError(error.what, error.why, "softclip study run STUDY.toml; docs/studies.md shows one") from None
+        why = error.why or "a study is described by a TOML file"
+        raise UsageError(error.what, why, "softclip study run STUDY.toml; docs/studies.md shows one") from None
     document.setdefault("name", path.stem)
     try:
         return build(Study, document, *layers)

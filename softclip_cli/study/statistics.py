@@ -210,7 +210,7 @@ def metrics_of(table: pd.DataFrame) -> list[str]:
 def default_metric(table: pd.DataFrame, select: str) -> str:
     """What is reported when nobody says: rsum on test, else of another split than the one for choosing, else what is there."""
     known = metrics_of(table)
-    ranked = ["test/rsum", *(name for name in known if name.endswith("/rsum") and name != select), *known]
+    ranked = ["test/rsum", *(name for name in known if name.endswith("/rsum") and name != select), select, *known]
     return next((name for name in ranked if name in known), select)
 
 
