@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f", "#8c510a", "#5e3c99")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 INK, GRID = "#222222", "#dddddd"
+DODGE = 0.008  # of a panel's width, between two lines
 LABEL_GAP = 0.052  # of an axis's height, between the names of two lines
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -87,8 +88,10 @@ def line_panels(
         figure = Figure(figsize=(width, 4.2 + 0.12 * max(0, len(names) - 8)), layout="constrained", facecolor="white")
         all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, (heading, panel) in zip(all_axes, panels.items(), strict=True):
-            for name, points in panel.items():
-                _line(axes, names.index(name), points)
+            for place, (name, points) in enumerate(panel.items()):
+                # Beside each other, not over each other: intervals at the same noise or share can then be read.
+                shift = (place - (len(panel) - 1) / 2) * DODGE if percent else 0.0
+                _line(axes, names.index(name), [_moved(p, shift, panel, log) for p in points])
             _scale(axes, panel, percent, log)
             axes.set_xlabel(x_label)
             if len(panels) > 1 or heading:
@@ -102,6 +105,14 @@ def line_panels(
         figure.savefig(files[0], dpi=160)
         figure.savefig(files[1], metadata={"Date": None})
     return files
+
+
+def _moved(point: Point, shift: float, panel: Panel, log: bool) -> Point:
+    """A point moved by a share of the panel's width."""
+    xs = [p.x for points in panel.values() for p in points]
+    low, high = min(xs), max(xs)
+    x = point.x * (high / low) ** shift if log else point.x + shift * (high - low)
+    return replace(point, x=x)
 
 
 def _line(axes: Axes, index: int, points: Sequence[Point]) -> None:
@@ -135,7 +146,7 @@ def _scale(axes: Axes, panel: Panel, percent: bool, log: bool) -> None:
 
 def _name_lines(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     """Write each line's name at its last point, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
+    low, high = axes.get_ylim()  # shared by all panels, and final: everything is drawn
     ends = sorted((points[-1].y, name, points[-1].x) for name, points in panel.items() if points)
     right = max((x for _, _, x in ends), default=1.0)
     places = spread([(y - low) / (high - low) for y, _, _ in ends], LABEL_GAP)

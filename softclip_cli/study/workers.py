@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -58,7 +59,6 @@ def perform(bench: Bench, store: Store, task: Cell | tuple[str, list[Cell]]) -> 
 
 def _work(connection: Connection, path: Path, keep_runs: bool, threads: int) -> None:
     """A worker's life: take a task, perform it, say so; until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that hands out the work decides
     import torch
 
     from softclip_cli.study.bench import Bench
@@ -90,7 +90,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_work, args=(other, path, keep_runs, threads), daemon=False)
-        with _threads(threads):
+        with _threads(threads), _deaf():
             self.process.start()
         other.close()
         self.task: Any = None
@@ -156,6 +156,19 @@ class Workers:
         """End all."""
         for worker in self.all:
             worker.stop()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C from their first moment: the one that hands out the work decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
