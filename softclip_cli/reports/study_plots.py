@@ -13,12 +13,16 @@ from softclip_cli.reports.plots import clean
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; yellow is left out on white, and two greys added.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f", "#8c510a", "#5e3c99")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+# Okabe and Ito's colours without the yellow, told apart with any kind of colour vision, then others; markers differ besides.
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
+    "#000000", "#7f7f7f", "#8c510a", "#5e3c99", "#a6266e", "#4d7c0f",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
+VARIANT = " ("  # what follows it in a name says how a row differs from another: same colour, dashed
 INK, GRID = "#222222", "#dddddd"
 DODGE = 0.008  # of a panel's width, between two lines
-LABEL_GAP = 0.052  # of an axis's height, between the names of two lines
+LABEL_GAP = 0.21  # inches between the names of two lines
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -63,9 +67,10 @@ def line_panels(
     y_label: str,
     percent: bool = False,
     log: bool = False,
+    curve: bool = False,
     order: Sequence[str] = (),
 ) -> list[Path]:
-    """Draw panels side by side, one line a name, and write PATH.png and PATH.svg.
+    """Draw panels, two in a row, one line a name, and write PATH.png and PATH.svg.
 
     Args:
         path: without a suffix.
@@ -73,6 +78,7 @@ def line_panels(
         title, x_label, y_label: words.
         percent: x is a share and shown in percent.
         log: x in powers of two.
+        curve: many points a line: only the last is marked, and the steep beginning is cut off.
         order: names in the order of their colours, so that they have the same in all plots.
 
     Returns:
@@ -84,27 +90,48 @@ def line_panels(
     names = list(dict.fromkeys([*order, *(name for panel in panels.values() for name in panel)]))
     longest = max(map(len, names), default=0)
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": path.name}):
-        width = len(panels) * (3.6 + 0.085 * longest) + 0.6
-        figure = Figure(figsize=(width, 4.2 + 0.12 * max(0, len(names) - 8)), layout="constrained", facecolor="white")
-        all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axes, (heading, panel) in zip(all_axes, panels.items(), strict=True):
+        columns = min(2, len(panels))
+        rows = math.ceil(len(panels) / columns)
+        height = 4.2 + 0.16 * max(0, len(names) - 8)
+        figure = Figure(
+            (columns * (3.6 + 0.085 * longest) + 0.6, rows * height), layout="constrained", facecolor="white"
+        )
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (heading, panel) in zip(grid.flat, panels.items(), strict=False):
             for place, (name, points) in enumerate(panel.items()):
                 # Beside each other, not over each other: intervals at the same noise or share can then be read.
                 shift = (place - (len(panel) - 1) / 2) * DODGE if percent else 0.0
-                _line(axes, names.index(name), [_moved(p, shift, panel, log) for p in points])
+                _line(axes, _look(name, names), [_moved(p, shift, panel, log) for p in points], curve)
             _scale(axes, panel, percent, log)
             axes.set_xlabel(x_label)
-            if len(panels) > 1 or heading:
+            if heading:
                 axes.set_title(clean(heading), fontsize=11, loc="left")
-        all_axes[0].set_ylabel(clean(y_label))
+        for axes in grid[:, 0]:
+            axes.set_ylabel(clean(y_label))
+        if curve:
+            early = [p.y for panel in panels.values() for points in panel.values() for p in points[: len(points) // 4]]
+            late = [p.y for panel in panels.values() for points in panel.values() for p in points[len(points) // 4 :]]
+            if early and min(early) < min(late):
+                grid[0, 0].set_ylim(bottom=min(late) - 0.05 * (max(late) - min(late)))
         figure.suptitle(clean(title), fontsize=12.5, x=0.01, ha="left")
-        for axes, panel in zip(all_axes, panels.values(), strict=True):
-            _name_lines(axes, panel, names)
+        for axes, panel in zip(grid.flat, panels.values(), strict=False):
+            _name_lines(axes, panel, names, height)
         path.parent.mkdir(parents=True, exist_ok=True)
         files = [path.with_name(path.name + suffix) for suffix in (".png", ".svg")]
         figure.savefig(files[0], dpi=160)
         figure.savefig(files[1], metadata={"Date": None})
     return files
+
+
+def _look(name: str, names: Sequence[str]) -> tuple[str, str, Any]:
+    """Colour, marker and dash of a line; a variant has the colour of what it is one of."""
+    base = name.split(VARIANT)[0]
+    plain = [other for other in names if VARIANT not in other or other.split(VARIANT)[0] not in names]
+    index = plain.index(base if base in plain else name)
+    dash: Any = (0, (4, 2)) if name not in plain or index >= len(COLOURS) else "-"
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], dash
 
 
 def _moved(point: Point, shift: float, panel: Panel, log: bool) -> Point:
@@ -115,21 +142,24 @@ def _moved(point: Point, shift: float, panel: Panel, log: bool) -> Point:
     return replace(point, x=x)
 
 
-def _line(axes: Axes, index: int, points: Sequence[Point]) -> None:
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    dash: Any = "-" if index < len(COLOURS) else (0, (4, 2))
+def _line(axes: Axes, look: tuple[str, str, Any], points: Sequence[Point], curve: bool) -> None:
+    colour, marker, dash = look
     xs, ys = [p.x for p in points], [p.y for p in points]
-    axes.plot(xs, ys, color=colour, marker=marker, linestyle=dash, markeredgecolor="white", markeredgewidth=0.7)
-    known = [p for p in points if not math.isnan(p.low)]
+    axes.plot(
+        xs,
+        ys,
+        color=colour,
+        marker=marker,
+        linestyle=dash,
+        markeredgecolor="white",
+        markeredgewidth=0.7,
+        markevery=[len(xs) - 1] if curve and xs else None,
+        linewidth=1.4 if curve else 1.9,
+    )
+    known = [p for p in (points[-1:] if curve else points) if not math.isnan(p.low)]
     if known:
-        axes.vlines(
-            [p.x for p in known],
-            [p.low for p in known],
-            [p.high for p in known],
-            color=colour,
-            alpha=0.45,
-            linewidth=1.4,
-        )
+        ends = [p.low for p in known], [p.high for p in known]
+        axes.vlines([p.x for p in known], *ends, color=colour, alpha=0.45, linewidth=1.4)
 
 
 def _scale(axes: Axes, panel: Panel, percent: bool, log: bool) -> None:
@@ -144,19 +174,22 @@ def _scale(axes: Axes, panel: Panel, percent: bool, log: bool) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
-def _name_lines(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
+def _name_lines(axes: Axes, panel: Panel, names: Sequence[str], height: float) -> None:
     """Write each line's name at its last point, moved apart where they would overlap."""
     low, high = axes.get_ylim()  # shared by all panels, and final: everything is drawn
     ends = sorted((points[-1].y, name, points[-1].x) for name, points in panel.items() if points)
     right = max((x for _, _, x in ends), default=1.0)
-    places = spread([(y - low) / (high - low) for y, _, _ in ends], LABEL_GAP)
+    places = spread([(y - low) / (high - low) for y, _, _ in ends], LABEL_GAP / height)
+    if places:  # inside the panel's height where that is enough
+        places = [place - max(0.0, places[-1] - 1.0) for place in places]
+        places = [place + max(0.0, -places[0]) for place in places]
     for (y, name, x), place in zip(ends, places, strict=True):
         axes.annotate(
             clean(name),
             (x, y),
             xytext=(1.03, place),
             textcoords="axes fraction",
-            color=COLOURS[names.index(name) % len(COLOURS)],
+            color=_look(name, names)[0],
             fontsize=9.5,
             va="center",
             annotation_clip=False,

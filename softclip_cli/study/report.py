@@ -244,5 +244,5 @@ def write_plots(report: Report, folder: Path) -> list[Path]:
         if panel:
             panels[f"{noise:.0%} exchanged"] = panel
     if panels:
-        files += draw(folder / "compute", panels, x_label="CPU seconds of training", y_label=report.select)
+        files += draw(folder / "compute", panels, x_label="CPU seconds of training", y_label=report.select, curve=True)
     return files
