@@ -21,6 +21,7 @@ from softclip_cli.commands import (
     report,
     retrieve,
     runs,
+    study,
     train,
 )
 
@@ -62,6 +63,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(objectives.app, name="objectives")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
+app.add_typer(study.app, name="study")
 app.command()(report.report)
 app.command()(doctor.doctor)
 
