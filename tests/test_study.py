@@ -352,6 +352,19 @@ def test_a_worker_that_dies_fails_its_task_and_is_replaced(tmp_path):
     assert not workers.all[0].process.is_alive()
 
 
+def test_what_cannot_be_measured_is_told_before_anything_is_trained(colour_corpus, tmp_path):
+    from softclip_cli.errors import DataError
+
+    for over, kind, words in (
+        ({"evaluate": ["composition:x"]}, UsageError, "no evaluation of the corpus"),
+        ({"evaluate": ["retrieval:tset"]}, DataError, "tset"),
+        ({"select": {"split": "dev"}}, DataError, "no split 'dev'"),
+    ):
+        with pytest.raises(kind, match=words):
+            run_study(make(colour_corpus, **over), tmp_path / "out")
+    assert not (tmp_path / "out" / "cells").exists()
+
+
 # The commands
 
 
