@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,7 @@ def test_every_setting_is_described_in_the_documentation():
 def test_the_studies_that_come_along_are_whole(name):
     study = read_study(STUDIES / f"{name}.toml", {"corpus": "corpus"})
     plan = planner(study)
-    counts = {(cell.arm, cell.noise, cell.data): 0 for cell in plan.trials() if cell.stage == "trial"}
-    for cell in plan.trials():
-        if cell.stage == "trial":
-            counts[cell.arm, cell.noise, cell.data] += 1
+    counts = Counter((cell.arm, cell.noise, cell.data) for cell in plan.trials() if cell.stage == "trial")
     assert set(counts.values()) <= {study.tuning.trials * len(study.trial_seeds)}
     final = plan.final({at: (0, {}) for at in plan.levels()})
     levels = len(study.arms()) * len(study.noise) * len(study.data)
