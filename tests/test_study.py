@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,7 @@ def test_every_setting_is_described_in_the_documentation():
 def test_the_studies_that_come_along_are_whole(name):
     study = read_study(STUDIES / f"{name}.toml", {"corpus": "corpus"})
     plan = planner(study)
-    counts = {(cell.arm, cell.noise, cell.data): 0 for cell in plan.trials() if cell.stage == "trial"}
-    for cell in plan.trials():
-        if cell.stage == "trial":
-            counts[cell.arm, cell.noise, cell.data] += 1
+    counts = Counter((cell.arm, cell.noise, cell.data) for cell in plan.trials() if cell.stage == "trial")
     assert set(counts.values()) <= {study.tuning.trials * len(study.trial_seeds)}
     final = plan.final({at: (0, {}) for at in plan.levels()})
     levels = len(study.arms()) * len(study.noise) * len(study.data)
@@ -350,6 +348,19 @@ def test_a_worker_that_dies_fails_its_task_and_is_replaced(tmp_path):
     finally:
         workers.stop()
     assert not workers.all[0].process.is_alive()
+
+
+def test_what_cannot_be_measured_is_told_before_anything_is_trained(colour_corpus, tmp_path):
+    from softclip_cli.errors import DataError
+
+    for over, kind, words in (
+        ({"evaluate": ["composition:x"]}, UsageError, "no evaluation of the corpus"),
+        ({"evaluate": ["retrieval:tset"]}, DataError, "tset"),
+        ({"select": {"split": "dev"}}, DataError, "no split 'dev'"),
+    ):
+        with pytest.raises(kind, match=words):
+            run_study(make(colour_corpus, **over), tmp_path / "out")
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 # The commands

@@ -17,7 +17,7 @@ from softclip_cli.errors import DataError
 from softclip_cli.evaluation.embed import EmbedOptions
 from softclip_cli.registry import open_model, parse_reference
 from softclip_cli.runs import Run
-from softclip_cli.study.measure import Metrics, flat, measure, split_of
+from softclip_cli.study.measure import Metrics, check, flat, measure, split_of
 from softclip_cli.study.plan import Cell
 from softclip_cli.study.store import Store
 from softclip_cli.training.device import choose_device
@@ -47,8 +47,22 @@ class Bench:
         self._heads: dict[str, Heads] = {}
 
     def ready(self, cells: list[Cell]) -> None:
-        """Compute the features that the cells need, or see that they are there."""
+        """See that what the cells need is there, and compute the features that are missing.
+
+        Raises:
+            UsageError, DataError: something cannot be measured.
+        """
         for cell in cells:
+            corpus = open_corpus(cell.settings, self.report)
+            if cell.select[0] not in corpus.splits:
+                there = "it has " + ", ".join(corpus.splits)
+                raise DataError(
+                    f"{corpus.path} has no split {cell.select[0]!r} to choose by",
+                    there,
+                    "select.split in the study file",
+                )
+            for entry in cell.evaluate:
+                check(corpus, entry)
             if trains_heads_only(cell.settings):
                 heads = self.heads(cell.settings)
                 for split in self._splits(cell, heads.corpus):
@@ -85,10 +99,6 @@ class Bench:
         heads = self.heads(cell.settings)
         split, metric = cell.select
         column = f"{split}/{metric}"
-        if split not in heads.corpus.splits:
-            raise DataError(
-                f"{heads.corpus.path} has no split {split!r} to choose by", hint="select.split in the study file"
-            )
 
         def by_epoch(encoder: ProjectionEncoder) -> dict[str, float]:
             measured = heads.retrieval(split, encoder)

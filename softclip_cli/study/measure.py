@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from softclip_cli.data.corpus import Corpus
@@ -26,6 +25,40 @@ def split_of(entry: str, corpus: Corpus | ShardedCorpus) -> str | None:
     return name if task == "retrieval" and name in corpus.splits else None
 
 
+def check(corpus: Corpus | ShardedCorpus, entry: str) -> None:
+    """See that an entry can be measured, before anything is trained.
+
+    Raises:
+        UsageError, DataError: as `measure` would.
+    """
+    task, _, name = entry.partition(":")
+    if split_of(entry, corpus) is None and not _offered(corpus, task, name):
+        _sets(corpus, entry)
+
+
+def _offered(corpus: Corpus | ShardedCorpus, task: str, name: str) -> list[str]:
+    """The corpus's own evaluations that an entry names, as `evaluate_corpus` wants them."""
+    if not isinstance(corpus, Corpus):
+        return []
+    return [f"{task}:{own.name}" for own in corpus_tasks(corpus) if own.kind == task and name in ("", own.name)]
+
+
+def _sets(corpus: Corpus | ShardedCorpus, entry: str) -> Any:
+    """What an entry names that is none of the corpus's."""
+    task, _, name = entry.partition(":")
+    if name and task == "retrieval":
+        return retrieval_set(name)
+    if name and task in ("zeroshot", "shift"):
+        return classification_set(name)
+    if name and task == "probe":
+        return probe_sets(name)
+    raise UsageError(
+        f"evaluate: {entry!r} is no evaluation of the corpus",
+        f"corpus.json of {corpus.path} lists none of this name",
+        "softclip data inspect CORPUS shows its splits and evaluations",
+    )
+
+
 def measure(model: Model, corpus: Corpus | ShardedCorpus, entry: str, options: EmbedOptions) -> Metrics:
     """The metrics of one entry of a study's `evaluate`, as "NAME/METRIC".
 
@@ -36,42 +69,30 @@ def measure(model: Model, corpus: Corpus | ShardedCorpus, entry: str, options: E
         options: how to embed.
 
     Raises:
-        UsageError: a task on a dataset that it is not made for.
-        DataError: no such split, evaluation or dataset.
+        UsageError: no evaluation of this name.
+        DataError: no such split or dataset.
     """
     task, _, name = entry.partition(":")
     split = split_of(entry, corpus)
     if split is not None:
         assert isinstance(corpus, Corpus)
         return flat(split, retrieval(model, retrieval_task(corpus, split), options=options))
-    if isinstance(corpus, Corpus):
-        offered = [own for own in corpus_tasks(corpus) if own.kind == task and name in ("", own.name)]
-        if offered or not name:
-            found: Metrics = {}
-            for wanted in [f"{task}:{one.name}" for one in offered] or [task]:
-                for document in evaluate_corpus(model, corpus, tasks=[wanted], options=options):
-                    found |= flat(wanted, document)
-            return found
+    offered = _offered(corpus, task, name)
+    if offered:
+        assert isinstance(corpus, Corpus)
+        found: Metrics = {}
+        for wanted in offered:
+            for document in evaluate_corpus(model, corpus, tasks=[wanted], options=options):
+                found |= flat(wanted, document)
+        return found
+    sets = _sets(corpus, entry)
     if task == "retrieval":
-        return flat(entry, retrieval(model, retrieval_set(name), options=options))
-    if task == "zeroshot" or task == "shift":
-        return flat(entry, zero_shot(model, classification_set(name), options=options))
+        return flat(entry, retrieval(model, sets, options=options))
     if task == "probe":
-        sets = probe_sets(name)
         return flat(entry, probe(model, sets.train, sets.test, validation=sets.validation, options=options))
-    raise UsageError(
-        f"evaluate: {entry!r} is no evaluation of the corpus", f"{task} needs one", "softclip data inspect CORPUS"
-    )
+    return flat(entry, zero_shot(model, sets, options=options))
 
 
 def flat(name: str, document: dict[str, Any]) -> Metrics:
     """A result document's numbers as "NAME/METRIC"."""
     return {f"{name}/{metric}": float(entry["value"]) for metric, entry in document["metrics"].items()}
-
-
-def several(entries: Iterable[str], one: Callable[[str], Metrics]) -> Metrics:
-    """The metrics of several entries together."""
-    found: Metrics = {}
-    for entry in entries:
-        found |= one(entry)
-    return found

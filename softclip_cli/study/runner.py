@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from softclip_cli.config import to_toml
-from softclip_cli.errors import HostError, Interrupted, UsageError
+from softclip_cli.errors import DataError, HostError, Interrupted, ModelError, UsageError
 from softclip_cli.resources import usable_cores
 from softclip_cli.study.plan import Cell, Level, Planner, unique
 from softclip_cli.study.settings import Study, arm_name
@@ -18,6 +18,7 @@ from softclip_cli.study.store import Store
 from softclip_cli.study.workers import READY, Done, Workers, perform
 from softclip_cli.training.run_folder import Report, json_text, replace_text
 
+KINDS = (UsageError, DataError, ModelError, HostError)
 SECONDS_A_STEP = 0.08  # assumed before any cell has finished: projections, a batch of 256, one thread [measured, ours]
 
 
@@ -284,11 +285,9 @@ def _run(
     hands.give((READY, _distinct(todo)))
     for done in _finish(hands):
         if done.error:
-            raise HostError(
-                done.error,
-                done.detail.splitlines()[-1] if done.detail else "",
-                "the study's first run says more: --workers 1 --debug",
-            )
+            kind = next((kind for kind in KINDS if kind.exit_code == done.code), HostError)
+            why, _, hint = done.detail.partition("\n")
+            raise kind(done.error, why, hint or "nothing was run; the same command tries again")
     count, failed, total, began = 0, set[str](), len(todo), time.perf_counter()
     waiting = list(todo)
     while waiting or hands.busy:

@@ -29,12 +29,13 @@ SECONDS_BETWEEN_REPORTS = 1.0
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker says of a task: `error` is empty where all went well."""
+    """What a worker says of a task: `error` is empty where all went well; `code` is its exit code otherwise."""
 
     task: Any
     error: str = ""
     detail: str = ""
     seconds: float = 0.0
+    code: int = 1
 
 
 def perform(bench: Bench, store: Store, task: Cell | tuple[str, list[Cell]]) -> Done:
@@ -49,12 +50,13 @@ def perform(bench: Bench, store: Store, task: Cell | tuple[str, list[Cell]]) -> 
         store.add(task, {**document, "whole_seconds": round(seconds, 3)})
         return Done(task, seconds=seconds)
     except SoftclipError as error:
-        why, detail = error.what, "\n".join(part for part in (error.why, error.hint) if part)
+        why, code = error.what, error.exit_code
+        detail = "\n".join(part for part in (error.why, error.hint) if part)
     except Exception as error:  # one cell's, whatever it is: the others go on, and the reason is kept
-        why, detail = f"{type(error).__name__}: {error}", traceback.format_exc()
+        why, detail, code = f"{type(error).__name__}: {error}", traceback.format_exc(), 1
     if not isinstance(task, tuple):
         store.add_failure(task, why, detail)
-    return Done(task, why, detail, time.perf_counter() - began)
+    return Done(task, why, detail, time.perf_counter() - began, code)
 
 
 def _work(connection: Connection, path: Path, keep_runs: bool, threads: int) -> None:
