@@ -25,6 +25,7 @@ from softclip_cli.commands import (
     retrieve,
     robustness,
     runs,
+    study,
     suite,
     train,
 )
@@ -71,6 +72,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(objectives.app, name="objectives")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
+app.add_typer(study.app, name="study")
 app.command()(report.report)
 app.command()(compare.compare)
 app.command()(doctor.doctor)

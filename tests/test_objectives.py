@@ -74,7 +74,7 @@ def test_distill_is_open_clips_loss() -> None:
 @pytest.mark.parametrize("name", presets())
 def test_numerical_derivatives_agree(name: str) -> None:
     """gradcheck, with the teacher's scale held still (no gradient flows through it by definition)."""
-    choices: dict[str, Any] = {"teacher_scale_fixed": 20.0} if name in ("psd", "albef") else {}
+    choices: dict[str, Any] = {"teacher_scale_fixed": 20.0} if name in ("psd", "softclip", "albef") else {}
     choices |= {"teacher": "ema"} if name == "psd" else {}
     objective = build_objective(make_settings(name, **choices), embed_dim=WIDTH).double().eval()
     taught = Embeddings(*(side.detach() for side in pair(5, 7, torch.float64)), torch.tensor(9.0, dtype=torch.float64))

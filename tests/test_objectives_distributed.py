@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in pre
     "siglip with groups": ("siglip", {"multi_positive": True}),
     "queue of the student's": ("psd", {"queue_size": 30, "multi_positive": True}),
     "large scale": ("psd", {"teacher_scale": 7.0}),
+    "weighed pairs": ("softclip", {"teacher": "self", "mix": "subset"}),
 }
 
 
@@ -54,6 +55,8 @@ def measure(case: str, rank: int, world: int) -> dict[str, Tensor]:
     """Loss, diagnostics and gradients after two steps (so that a queue is in use), as rank `rank` sees them."""
     name, choices = CASES[case]
     objective = build_objective(make_settings(name, **choices), embed_dim=WIDTH)
+    if objective.pair_weights is not None:  # as if many batches had been seen
+        objective.pair_weights.mixture.copy_(torch.tensor([0.6, 2.0, 0.7, 50.0]))
     model: nn.Module = TwoTowers()
     if world > 1:
         model = nn.parallel.DistributedDataParallel(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import pytest
@@ -81,6 +82,25 @@ def soft_matrices(
     return (scale * forward).softmax(dim=1), (scale * backward).softmax(dim=1)
 
 
+MIXTURE = (0.6, 2.0, 0.7)  # share, mean and variance of the pairs that belong together
+
+
+def reference_weights(image: Tensor, text: Tensor) -> Tensor:
+    """The weight of each pair by the formula of pair_weights.py, pair by pair, for MIXTURE (half trusted)."""
+    share, mean, variance = MIXTURE
+    found = []
+    for i in range(len(image)):
+        rest = [j for j in range(len(image)) if j != i]
+        z = 0.0
+        for others in ([float(image[i] @ text[j]) for j in rest], [float(image[j] @ text[i]) for j in rest]):
+            z += (float(image[i] @ text[i]) - statistics.fmean(others)) / statistics.pstdev(others) / 2
+        null = (1 - share) * statistics.NormalDist().pdf(z)
+        match = share * statistics.NormalDist(mean, variance**0.5).pdf(z)
+        found.append(1 - 0.5 * (1 - (1.0 if z >= mean else match / (null + match))))
+    weights = torch.tensor(found, dtype=torch.float64)
+    return weights / weights.mean()
+
+
 def reference_loss(
     objective: Objective,
     alpha: float,
@@ -91,10 +111,12 @@ def reference_loss(
     soft: Tensor | None = None,
     groups: Tensor | None = None,
     queue: tuple[Tensor, Tensor] | None = None,
+    judged: bool = False,
 ) -> Tensor:
     """The objective written out, in float64."""
     choice = objective.choice
     image, text = student
+    pair_weight = torch.ones(len(image), 1, dtype=torch.float64)
     count = image.shape[0]
     identity = spread_identity(count, groups if choice.multi_positive else None)
     if choice.loss == "sigmoid":
@@ -104,6 +126,8 @@ def reference_loss(
     else:
         if choice.teacher == "self":
             teacher = image.detach(), text.detach()
+        if judged:
+            pair_weight = reference_weights(*teacher)[:, None]
         keep = teacher if choice.teacher in ("ema", "frozen") else (image.detach(), text.detach())
         image_keys, text_keys = keep if choice.keys == "teacher" else (image, text)
         teacher_image_keys, teacher_text_keys = teacher
@@ -142,22 +166,23 @@ def reference_loss(
                 mine = all_logits[block][:, columns]
                 log_p = mine.log_softmax(dim=1)
                 if target is None or (index == 1 and choice.soft_directions == "image-to-text"):
-                    loss = loss - (hard * log_p).sum() / count / 2
+                    loss = loss - (pair_weight[block] * hard * log_p).sum() / count / 2
                     continue
                 assert not target.requires_grad
                 torch.testing.assert_close(target.sum(dim=1), torch.ones(len(block), dtype=torch.float64))
+                counts = pair_weight[block]
                 weight = torch.full((len(block), 1), alpha, dtype=torch.float64)
                 if choice.mix == "subset":
                     assert soft is not None
                     weight = soft[block].double()[:, None]
                 if choice.mix in ("blend", "subset"):
-                    loss = loss - (((1 - weight) * hard + weight * target) * log_p).sum() / count / 2
+                    loss = loss - (counts * ((1 - weight) * hard + weight * target) * log_p).sum() / count / 2
                 elif choice.mix == "sum":
-                    loss = loss - ((hard + weight * target) * log_p).sum() / count / 2
+                    loss = loss - (counts * (hard + weight * target) * log_p).sum() / count / 2
                 else:
                     log_soft = (mine / scale * soft_scale).log_softmax(dim=1)
-                    divergence = functional.kl_div(log_soft, target, reduction="sum")
-                    loss = loss + ((1 - alpha) * -(hard * log_p).sum() + alpha * divergence) / count / 2
+                    divergence = (counts * functional.kl_div(log_soft, target, reduction="none")).sum()
+                    loss = loss + ((1 - alpha) * -(counts * hard * log_p).sum() + alpha * divergence) / count / 2
     loss = loss + choice.cyclic_intra * (image @ image.T - text @ text.T).square().sum() / count
     return loss + choice.cyclic_cross * (image @ text.T - text @ image.T).square().sum() / count
 
@@ -171,6 +196,7 @@ def compare(
     progress: float = 0.4,
     groups: Tensor | None = None,
     fill_queue: bool = True,
+    judged: bool = False,
     pairs: int = PAIRS,
 ) -> None:
     """Value and every gradient of the objective against the reference."""
@@ -180,6 +206,9 @@ def compare(
     if objective.queue is not None and fill_queue:
         queue = unit_rows(9, WIDTH, 50, dtype), unit_rows(9, WIDTH, 51, dtype)
         objective.queue.put(*queue)
+    if judged:
+        assert objective.pair_weights is not None
+        objective.pair_weights.mixture.copy_(torch.tensor([*MIXTURE, 50.0]))
     if choice.similarity == "image":
         taught = unit_rows(pairs, 4, 3, dtype), unit_rows(pairs, 4, 4, dtype)
     else:
@@ -213,6 +242,7 @@ def compare(
         soft=soft_rows(pairs, alpha, seed=8, step=5),
         groups=groups,
         queue=None if queue is None else (queue[0].double(), queue[1].double()),
+        judged=judged,
     )
     expected = torch.autograd.grad(3 * expected_loss, [*exact, *objective.parameters()], allow_unused=True)
     assert abs(loss.item() - expected_loss.item()) <= tolerance * abs(expected_loss.item())
@@ -240,6 +270,29 @@ def test_preset_agrees_with_the_reference(name: str, layout: str) -> None:
 def test_preset_agrees_in_float32_at_small_and_large_scales(name: str, layout: str, scale: float) -> None:
     """Large scales leave the range where exponentials need no shift."""
     compare(make_settings(name, **LAYOUTS[layout]), dtype=torch.float32, tolerance=1e-4, scale=scale)
+
+
+WEIGHED: list[dict[str, Any]] = [
+    {},
+    {"teacher": "self"},
+    {"rule": "identity"},
+    {"mix": "subset"},
+    {"mix": "subset", "partition": "blocks"},
+    {"mix": "sum"},
+    {"mix": "two-head", "initial_soft_logit_scale": 9.0},
+    {"soft_directions": "image-to-text"},
+    {"queue_size": 40},
+    {"keys": "teacher"},
+    {"rule": "sinkhorn", "sinkhorn_lambda": 0.4},
+    {"rule": "cosine"},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("choices", WEIGHED, ids=lambda choices: " ".join(map(str, choices.values())) or "softclip")
+def test_weighed_pairs_agree_with_the_reference(choices: dict[str, Any], layout: str) -> None:
+    """With a mixture that judges, in every way to mix hard and soft targets."""
+    compare(make_settings("softclip", **choices, **LAYOUTS[layout]), judged=True)
 
 
 OVERRIDES: list[tuple[str, dict[str, Any]]] = [

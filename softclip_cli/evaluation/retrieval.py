@@ -36,6 +36,7 @@ def retrieval_metrics(
     *,
     rows: np.ndarray | None = None,
     device: torch.device | str = "cpu",
+    intervals: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Recall and ranks from embeddings.
 
@@ -48,15 +49,18 @@ def retrieval_metrics(
         owner: int64 (M,), ascending: the image of each text.
         rows: int64 (M,), see `rank_texts`.
         device: where to multiply.
+        intervals: whether to make them; they take half the time.
 
     Returns:
         metrics, and facts about ties for the details.
     """
-    return metrics_of(*rank_both(images, texts, owner, rows=rows, device=device), owner)
+    return metrics_of(*rank_both(images, texts, owner, rows=rows, device=device), owner, intervals=intervals)
 
 
-def metrics_of(to_text: Ranks, to_image: Ranks, owner: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Recall from ranks: metrics, and facts about ties for the details."""
+def metrics_of(
+    to_text: Ranks, to_image: Ranks, owner: np.ndarray, *, intervals: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recall from ranks: metrics, with or without intervals, and facts about ties for the details."""
     count = len(to_text.better)
     captions = np.bincount(owner, minlength=count)
     metrics: dict[str, Any] = {}
@@ -70,15 +74,15 @@ def metrics_of(to_text: Ranks, to_image: Ranks, owner: np.ndarray) -> tuple[dict
         hits = np.stack([ranks.hits(k) for k in DEPTHS], axis=1)
         # Images are resampled with all their captions, which are not independent of each other.
         units = hits if weights is None else np.stack([np.bincount(owner, column, count) for column in hits.T], axis=1)
-        samples = bootstrap_mean(units, weights)
+        samples = bootstrap_mean(units, weights) if intervals else None
         for column, k in enumerate(DEPTHS):
-            metrics[f"{name}_r{k}"] = metric(
-                hits[:, column].mean(), len(hits), ends(samples[:, column]), interval=INTERVAL
-            )
+            bounds = None if samples is None else ends(samples[:, column])
+            metrics[f"{name}_r{k}"] = metric(hits[:, column].mean(), len(hits), bounds, interval=INTERVAL)
         metrics[f"{name}_median_rank"] = metric(float(np.median(ranks.expected())), len(hits), unit="rank")
-        sums = sums + 100 * samples.sum(axis=1)
+        if samples is not None:
+            sums = sums + 100 * samples.sum(axis=1)
         total += 100 * float(hits.mean(axis=0).sum())
-    metrics["rsum"] = metric(total, count, ends(sums), interval=INTERVAL, unit="points")
+    metrics["rsum"] = metric(total, count, ends(sums) if intervals else None, interval=INTERVAL, unit="points")
     tied = {"image_to_text": int((to_text.equal > 0).sum()), "text_to_image": int((to_image.equal > 0).sum())}
     return metrics, {"queries_with_ties": tied}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from softclip_cli.objectives import distributed
 from softclip_cli.objectives.embeddings import Embeddings
+from softclip_cli.objectives.pair_weights import PairWeights
 from softclip_cli.objectives.queue import FeatureQueue
 from softclip_cli.objectives.schedule import soft_rows
 from softclip_cli.objectives.settings import ResolvedObjective
@@ -29,12 +30,14 @@ class GlobalBatch:
         teacher_image, teacher_text: (N, e), or None where they are not needed.
         teacher: (left, right) factors whose products add up to the teacher's similarities of image rows and text columns.
         teacher_scale: what these are multiplied with.
+        pair_weight: (N,) how much each pair counts, mean 1; the weights of a row's targets add up to it.
         hard_image, hard_text: (N,) weight of the hard target of each row, in both directions.
         soft_image, soft_text: (N,) weight of the soft target; None when no row is soft.
         keys: the images and texts, (M, d) each, that the student's texts and images are compared with.
         teacher_keys: the teacher's, (M, e) each.
         blocks: (N,) which sub-batch a pair is in, when the batch is split.
         text_bias, image_bias: (N,) Sinkhorn's potentials, put here by the loss; image_bias is 0 but for `own`.
+        weighing: what is worth logging of how pairs were weighed.
     """
 
     choice: ResolvedObjective
@@ -48,6 +51,7 @@ class GlobalBatch:
     teacher_text: Tensor | None
     teacher: list[tuple[Tensor, Tensor]]
     teacher_scale: Tensor
+    pair_weight: Tensor
     hard_image: Tensor
     hard_text: Tensor
     soft_image: Tensor | None
@@ -57,6 +61,7 @@ class GlobalBatch:
     blocks: Tensor | None
     text_bias: Tensor | None = None
     image_bias: Tensor | None = None
+    weighing: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def pairs(self) -> int:
@@ -83,6 +88,8 @@ def gather_batch(
     seed: int,
     groups: Tensor | None,
     queue: FeatureQueue | None,
+    weigh: PairWeights | None = None,
+    learn: bool = False,
 ) -> GlobalBatch:
     """Put the batch together from all processes and decide the weight of every target.
 
@@ -95,6 +102,8 @@ def gather_batch(
         step, seed: decide random partitions.
         groups: (n,) ids, used with `multi_positive`.
         queue: past pairs.
+        weigh: gives pairs their weight, where they do not count the same.
+        learn: let it learn from this batch.
     """
     size, rank = distributed.world_size(), distributed.rank()
     own = slice(rank * image.shape[0], (rank + 1) * image.shape[0])
@@ -114,6 +123,11 @@ def gather_batch(
         soft = soft_rows(pairs, alpha, seed=seed, step=step).to(soft)
     any_soft = alpha > 0 and (choice.mix != "subset" or math.floor(alpha * pairs + 0.5) > 0)
     hard = torch.ones_like(soft) if choice.mix == "sum" else 1 - soft
+    pair_weight, weighing = torch.ones_like(hard), {}
+    if weigh is not None:
+        assert teacher_image is not None and teacher_text is not None
+        pair_weight, weighing = weigh(teacher_image, teacher_text, update=learn)
+        hard, soft = hard * pair_weight, soft * pair_weight
     one_way = choice.soft_directions == "image-to-text"
     keys, teacher_keys = _keys(choice, (image, text), (teacher_image, teacher_text), queue)
     return GlobalBatch(
@@ -128,13 +142,15 @@ def gather_batch(
         teacher_text=teacher_text,
         teacher=_teacher_factors(choice, teacher_image, teacher_text),
         teacher_scale=_teacher_scale(choice, scale, teacher),
+        pair_weight=pair_weight,
         hard_image=hard,
-        hard_text=torch.ones_like(hard) if one_way else hard,
+        hard_text=pair_weight if one_way else hard,
         soft_image=soft if any_soft else None,
         soft_text=None if not any_soft else torch.zeros_like(soft) if one_way else soft,
         keys=keys,
         teacher_keys=teacher_keys,
         blocks=soft.bool() if choice.partition == "blocks" and any_soft else None,
+        weighing=weighing,
     )
 
 

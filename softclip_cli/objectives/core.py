@@ -118,9 +118,9 @@ def _one_block(batch: GlobalBatch, soft_scale: Tensor | None, members: Tensor | 
             heads.append(Head(soft_scale, soft_image, soft_text))
         elif choice.mix == "sum":
             heads = [Head(batch.scale, hard_image + soft_image, hard_text + soft_text, [pull])]
-        else:  # the weights of a row's targets add up to one, exactly
-            ones = torch.ones_like(hard_image)
-            heads = [Head(batch.scale, ones, ones, [pull])]
+        else:  # the weights of a row's targets add up to the pair's, exactly
+            whole = batch.pair_weight[everyone]
+            heads = [Head(batch.scale, whole, whole, [pull])]
         factors = [(left[everyone], right[everyone]) for left, right in batch.teacher]
         if choice.rule == "uniform":
             heads[-1].pulls.append((Others(), Others(), soft_image, soft_text))
@@ -188,7 +188,7 @@ def _directional(batch: GlobalBatch, soft_scale: Tensor | None, gradient: bool) 
             if soft_scale is not None:
                 heads.append(RowHead(soft_scale, soft_weight[own]))
             else:
-                both = hard + soft_weight if choice.mix == "sum" else torch.ones_like(hard)
+                both = hard + soft_weight if choice.mix == "sum" else batch.pair_weight
                 heads = [RowHead(batch.scale, both[own])]
             teacher_queries, teacher_keys = taught[index]
             divergence = choice.mix == "two-head"

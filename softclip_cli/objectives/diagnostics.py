@@ -31,7 +31,7 @@ def diagnose(batch: GlobalBatch) -> dict[str, Tensor]:
     its group, among the keys), `image_cosine`, `text_cosine` (mean cosine of different pairs). With soft targets also:
     `alpha`, `soft_share` (share of rows with a soft target), `target_entropy` (nats, mean over rows), `own_weight`
     (what the targets give to the own pair) and, with a teacher, `agreement` (share of rows whose soft target peaks
-    where the student does).
+    where the student does). Where pairs are weighed: `clean_share`, `separation`, `judged`, `pair_weight` (`pair_weights.py`).
     """
     rows = torch.arange(batch.own.start, min(batch.own.stop, batch.own.start + SAMPLED_ROWS), device=batch.image.device)
     to_text = batch.image[rows] @ batch.keys[1].T
@@ -41,7 +41,7 @@ def diagnose(batch: GlobalBatch) -> dict[str, Tensor]:
         "accuracy_image_to_text": (_hits(to_text, rows, batch.groups), count),
         "accuracy_text_to_image": (_hits(to_image, rows, batch.groups), count),
     }
-    report = {"image_cosine": mean_cosine(batch.image), "text_cosine": mean_cosine(batch.text)}
+    report = {"image_cosine": mean_cosine(batch.image), "text_cosine": mean_cosine(batch.text), **batch.weighing}
     if batch.choice.has_soft_targets:
         report["alpha"] = batch.scale.new_tensor(batch.alpha)
         if batch.soft_image is None or batch.soft_text is None:

@@ -15,6 +15,7 @@ from softclip_cli.objectives.core import LossGradient, loss_and_gradient
 from softclip_cli.objectives.cyclic import cyclic_consistency
 from softclip_cli.objectives.diagnostics import diagnose
 from softclip_cli.objectives.embeddings import Embeddings, ObjectiveOutput
+from softclip_cli.objectives.pair_weights import PairWeights
 from softclip_cli.objectives.queue import FeatureQueue
 from softclip_cli.objectives.schedule import alpha_at
 from softclip_cli.objectives.settings import ObjectiveSettings, ResolvedObjective, Teacher, resolve
@@ -42,7 +43,7 @@ class Objective(nn.Module):
 
         L = ½ [ H(Y_v, σ(kS)) + H(Y_t, σ(kSᵀ)) ]  (+ a regulariser),  S = V Tᵀ
 
-    It may own parameters (a second logit scale for two heads, the bias of the sigmoid loss) and buffers (a queue), all
+    It may own parameters (a second logit scale for two heads, the bias of the sigmoid loss) and buffers (a queue, what is known of mismatched pairs), all
     of them in its `state_dict`. Value and gradient are computed together in the forward pass, in closed form; second
     derivatives are not available.
 
@@ -82,11 +83,22 @@ class Objective(nn.Module):
         if choice.loss == "sigmoid":
             self.logit_bias = nn.Parameter(torch.tensor(choice.initial_logit_bias))
         self.queue = FeatureQueue(choice.queue_size, embed_dim) if choice.queue_size else None
+        self.pair_weights = PairWeights() if choice.pair_weights == "posterior" else None
 
     @property
     def needs_teacher_text(self) -> bool:
         """Whether the teacher's text embeddings are used at all."""
         return self.needs_teacher not in ("none", "self") and self.choice.similarity != "image"
+
+    def take_back(self, where: Tensor | None = None) -> None:
+        """Undo what the last forward pass did to the buffers: its batch was bad.
+
+        Args:
+            where: a bool scalar on the device that says whether to; left out: yes.
+        """
+        for kept in (self.queue, self.pair_weights):
+            if kept is not None:
+                kept.take_back(where)
 
     def clamp_(self) -> None:
         """Keep the own parameters in their range; call it after each optimiser step."""
@@ -167,6 +179,8 @@ class Objective(nn.Module):
                 seed=seed,
                 groups=groups,
                 queue=self.queue,
+                weigh=self.pair_weights,
+                learn=self.training and wanted,
             )
             result = loss_and_gradient(batch, soft_scale=soft_scale, bias=bias, gradient=wanted)
             self._regularise(result, image, text, batch.pairs)

@@ -59,6 +59,9 @@ class ObjectiveSettings(Section):
     alpha KL(A), the latter with a logit scale of its own; sum: H(I) + alpha H(A)"""
     partition: Literal["rows", "blocks"] | None = None
     """for mix = subset: soft rows in the one softmax over the batch, or the batch split in two sub-batches"""
+    pair_weights: Literal["equal", "posterior"] | None = None
+    """equal: every pair counts the same; posterior: by the probability that image and caption belong together, found from how far
+    the pair stands out in the teacher's similarities"""
     alpha_start: float | None = Field(default=None, ge=0, le=1)
     """share of the soft targets when training starts"""
     alpha_end: float | None = Field(default=None, ge=0, le=1)
@@ -125,6 +128,7 @@ class ResolvedObjective(Section):
     soft_directions: Literal["both", "image-to-text"] = "both"
     mix: Literal["blend", "subset", "two-head", "sum"] = "blend"
     partition: Literal["rows", "blocks"] = "rows"
+    pair_weights: Literal["equal", "posterior"] = "equal"
     alpha_start: float = 0.0
     alpha_end: float = 0.5
     alpha_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -228,7 +232,10 @@ def objective_conflicts(settings: ObjectiveSettings) -> list[Conflict]:
         ),
         (
             ("teacher", "rule", "keys"),
-            choice.teacher != "none" and choice.rule in ("identity", "uniform") and choice.keys == "student",
+            choice.teacher != "none"
+            and choice.rule in ("identity", "uniform")
+            and choice.keys == "student"
+            and choice.pair_weights == "equal",
             f"teacher = {choice.teacher} has no use with rule = {choice.rule}: set rule to softmax, sinkhorn or cosine",
         ),
         (
@@ -247,6 +254,13 @@ def objective_conflicts(settings: ObjectiveSettings) -> list[Conflict]:
             and choice.teacher in ("none", "self")
             and not choice.teacher_scale_fixed,
             "teacher_scale_of = teacher needs a teacher with a scale of its own (ema or frozen)",
+        ),
+        (
+            ("pair_weights", "teacher", "loss", "similarity"),
+            choice.pair_weights == "posterior"
+            and (choice.teacher == "none" or choice.loss == "sigmoid" or choice.similarity == "image"),
+            "pair_weights = posterior needs a teacher of images and texts (teacher = self, ema or frozen), loss = softmax and"
+            " another similarity than image",
         ),
         (
             ("partition", "mix"),

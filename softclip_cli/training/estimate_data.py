@@ -14,7 +14,7 @@ from softclip_cli.errors import DataError
 from softclip_cli.evaluation.find import data_root
 from softclip_cli.model import Model
 from softclip_cli.training.frozen_teacher import count_captions
-from softclip_cli.training.run_data import open_corpus, training_split
+from softclip_cli.training.run_data import alteration, altered, open_corpus, training_split
 from softclip_cli.training.run_folder import Report
 from softclip_cli.training.settings import TrainSettings
 
@@ -67,6 +67,7 @@ def look_at(settings: TrainSettings, model: Model, teacher: Model | None, timed:
         )
     corpus = open_corpus(settings, report)
     data: Any = training_split(corpus, settings)
+    data = altered(data, alteration(data, settings))
     count = min(len(data), TOKENISED)
     picked = generator(0, 0).permutation(len(data))[: max(count, 1)].tolist()
     texts = [captions[0] for captions in data.select_columns(["captions"])[picked]["captions"] if len(captions)]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softclip_cli.data.altered import Alteration
 from softclip_cli.data.batches import Batch, group_ids, local_rows
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.sampler import EpochSampler, generator
@@ -55,6 +56,14 @@ class FeatureStore:
             captions: int64 (N,), which of its row's captions, from 0.
         """
         return self.image[rows], self.text[self.first[rows] + captions] if len(self.text) else self.text
+
+    def altered(self, change: Alteration | None) -> FeatureStore:
+        """The features of what an alteration leaves, in its order."""
+        if change is None:
+            return self
+        rows = torch.from_numpy(change.rows)
+        text = self.text[torch.from_numpy(change.source)] if len(self.text) else self.text
+        return FeatureStore(self.image[rows], text, torch.from_numpy(change.first), self.group[rows], self.cached)
 
 
 def trunk_features(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from softclip_cli.data.altered import Alteration
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.sharded.corpus import ShardedCorpus, ShardedSplit
 from softclip_cli.data.text import Tokenize
@@ -217,6 +218,7 @@ def prepare_teacher(
     corpus: Corpus | ShardedCorpus,
     data: datasets.Dataset | ShardedSplit,
     *,
+    change: Alteration | None = None,
     student: Model,
     steps: int,
     dtype: torch.dtype,
@@ -229,7 +231,8 @@ def prepare_teacher(
 
     Args:
         frozen: the teacher.
-        settings, corpus, data, steps, world: of the run; `data` is what is trained on.
+        settings, corpus, data, steps, world: of the run; `data` is the split that is trained on.
+        change: what is changed of it.
         student: the model that is trained, its trunks locked as they will be.
         dtype: arithmetic of the towers, the teacher's too.
         before: what data.json said of the teacher before, where a run is gone on with; else empty.
@@ -269,11 +272,13 @@ def prepare_teacher(
             corpus,
             wanted.split,
             data,
-            wanted.captions,
+            wanted.captions if change is None else "random",  # the captions are chosen by the change
             processes=world.local_size,
             options=options,
             progress=lambda what, done, total: report("progress", {"what": what, "done": done, "total": total}),
         )
+    if change is not None:
+        teacher = StoredTeacher(teacher.store.altered(change), teacher.logit_scale)
     return Prepared(teacher, None, record)
 
 

@@ -46,7 +46,7 @@ class Guard:
 
     Args:
         module: whose buffers (batch statistics) a forward pass moves.
-        objective: whose queue it fills.
+        objective: whose buffers it moves too (`Objective.take_back`).
         optimizer: told of a bad batch on a device.
         device: where they are.
         waits: whether the host reads each flag at once; default: on a CPU.
@@ -100,13 +100,11 @@ class Guard:
             self._count(step, bad)
             if bad:
                 self._put_back()
-                if self.objective.queue is not None:
-                    self.objective.queue.take_back()
+                self.objective.take_back()
             return not bad
         self.optimizer.found_inf = self.flag.float()  # type: ignore[attr-defined]
         self._put_back_where(self.flag)
-        if self.objective.queue is not None:
-            self.objective.queue.take_back(self.flag)
+        self.objective.take_back(self.flag)
         self._pending = self._send(step)
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from softclip_cli.data.altered import Alteration, alter, altered_split, caption_counts
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.data.decode import Augment, Preprocess, ResizeCrop
 from softclip_cli.data.sampler import EpochSampler
@@ -67,6 +68,29 @@ def training_split(corpus: Corpus | ShardedCorpus, settings: TrainSettings) -> A
             'make captions from class names: softclip data prepare ... --caption-template "a photo of a {}"',
         )
     return data
+
+
+def alteration(data: Any, settings: TrainSettings) -> Alteration | None:
+    """What the settings change of the split; None where it is trained on as it is.
+
+    Raises:
+        UsageError: the data are shards, or too few captions to exchange.
+    """
+    chosen = settings.data
+    if chosen.share == 1 and not chosen.mismatched:
+        return None
+    return alter(
+        caption_counts(data),
+        share=chosen.share,
+        mismatched=chosen.mismatched,
+        drop=chosen.drop_mismatched,
+        seed=settings.schedule.seed,
+    )
+
+
+def altered(data: Any, change: Alteration | None) -> Any:
+    """The rows that are trained on."""
+    return data if change is None else altered_split(data, change)
 
 
 def training_view(chosen: DataSettings, spec: Preprocess) -> Augment | ResizeCrop | None:

@@ -54,6 +54,12 @@ class DataSettings(Section):
     """Split to train on."""
     limit: int = Field(default=0, ge=0)
     """Train on the first N samples only; 0: all."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Train on a random share of the samples, chosen by the seed; a smaller share's samples are among a larger one's."""
+    mismatched: float = Field(default=0.0, ge=0, le=1)
+    """Share of the captions that are exchanged, each for another image's, by the seed: to study noise whose truth is known."""
+    drop_mismatched: bool = False
+    """Leave the exchanged captions out again: what a perfect cleaning would reach."""
     batch_size: int = Field(default=256, ge=2)
     """Pairs a step, over all processes: the contrastive batch."""
     micro_batch: int = Field(default=0, ge=0)

@@ -31,6 +31,8 @@ from softclip_cli.training.loggers import check_installed, logged
 from softclip_cli.training.prefetch import ahead
 from softclip_cli.training.profile import StepProfiler, check_length
 from softclip_cli.training.run_data import (
+    alteration,
+    altered,
     build_sampler,
     data_facts,
     open_corpus,
@@ -133,7 +135,9 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
     model = build_model(settings, torch.device("cpu") if sharded else device)
     with first_ahead(world):
         corpus = open_corpus(settings, report)
-    data = training_split(corpus, settings)
+    whole = training_split(corpus, settings)
+    change = alteration(whole, settings)
+    data = altered(whole, change)
     sampler = build_sampler(data, settings)
     steps = settings.schedule.total(sampler.steps_per_epoch)
     if plan.profile:
@@ -180,7 +184,8 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
             FrozenTeacher(guide, objective.needs_teacher_text),
             settings,
             corpus,
-            data,
+            whole,
+            change=change,
             student=model,
             steps=steps,
             dtype=dtype,
@@ -195,7 +200,7 @@ def prepare(plan: Plan, world: World, report: Report = unheard, of_rank: Report 
     if frozen:
         progress = partial(show_progress, report)
         with first_ahead(world):
-            store = trunk_features(model, corpus, split, data, options=options, progress=progress)
+            store = trunk_features(model, corpus, split, whole, options=options, progress=progress).altered(change)
         source = partial(_features, store, sampler, settings.data.captions, world)
     else:
         augment = training_view(settings.data, model.preprocess)

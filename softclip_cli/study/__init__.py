@@ -1,0 +1,1 @@
+"""Studies: a grid of objectives, noise, data and seeds, run cell by cell, and what follows from it with which certainty."""
