@@ -9,6 +9,7 @@ import typer
 from softclip_cli import __version__
 from softclip_cli.commands import (
     alignment,
+    audit,
     data,
     datasets,
     demo,
@@ -56,6 +57,7 @@ evaluate.app.command()(alignment.alignment)
 app.add_typer(evaluate.app, name="eval")
 app.command()(probe.probe)
 app.command()(retrieve.retrieve)
+app.command()(audit.audit)
 app.add_typer(data.app, name="data")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
