@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softclip_cli import __version__, runs
-from softclip_cli.audit.crossfit import FOLDS, cross_fitted, embedded, folds_of
-from softclip_cli.audit.evidence import Neighbours, Pairs, Siblings, made_mismatches, model_evidence, pairs_of
-from softclip_cli.audit.missed import Found, missed_positives, preferred
+from softclip_cli.audit.evidence import Competition, Neighbours, Pairs, Siblings, made_mismatches, pairs_of
+from softclip_cli.audit.missed import Fits, Found
 from softclip_cli.audit.odds import Odds, mismatch_odds
+from softclip_cli.audit.planted import planted_evidence
 from softclip_cli.audit.records import run_records
 from softclip_cli.config import build
 from softclip_cli.data.corpus import Corpus
@@ -27,12 +27,13 @@ from softclip_cli.evaluation.embed import EmbedOptions
 from softclip_cli.model import Model
 from softclip_cli.registry import parse_reference
 from softclip_cli.training.features import FeatureStore, trunk_features
-from softclip_cli.training.projections import fit_projections, projection_state
+from softclip_cli.training.projections import projection_state
 from softclip_cli.training.settings import TrainSettings
 from softclip_cli.training.student import build_model
 
 MADE = 30_000  # random pairs wanted at least, to compare with
 LEAST_IMAGES = 100
+PASSES = 3  # over the agreement of an image's captions
 CHUNK = 4096
 
 Progress = Callable[[str, int, int], None]
@@ -45,7 +46,7 @@ class AuditOptions:
 
     Attributes:
         split: of the corpus.
-        seed: of the parts, the random pairs and the trainings.
+        seed: of the random pairs and the trainings.
         epochs, batch_size: of each training.
         missed: how many missed positives are looked for.
         worst: for how many of the worst pairs a better caption is looked for.
@@ -54,7 +55,7 @@ class AuditOptions:
 
     split: str = "train"
     seed: int = 0
-    epochs: float = 10.0
+    epochs: float = 12.0
     batch_size: int = 256
     missed: int = 1000
     worst: int = 1000
@@ -109,7 +110,7 @@ def audit(
     """Find the pairs of a corpus that are probably mismatched, and pairs that it misses.
 
     Where both towers are frozen and pretrained elsewhere (a pair `timm:…+hf:…`, or a run that locked both), projections are
-    trained here and every pair is judged by some that have not seen it. Any other model judges as it is.
+    trained here, and what they say of each pair is collected over their training. Any other model judges as it is.
 
     Args:
         corpus: prepared.
@@ -148,45 +149,30 @@ def audit(
     settings = head_settings(pair or model.reference, options)
     judge = build_model(settings, model.device) if pair else model
     store = trunk_features(judge, corpus, options.split, data, options=options.embed, progress=report)
-    fold = folds_of(store, FOLDS if pair else 1, options.seed)
     own = pairs_of(owner)
-    times = max(1, -(-MADE // len(owner)))
-    made = made_mismatches(owner, fold[owner], times, np.random.default_rng(options.seed))
-
     if pair:
-        say(f"both towers are frozen: projections are trained on {FOLDS} parts, and pairs judged by some that have not seen them")
-        start = projection_state(judge)
-        of_own, of_made = cross_fitted(
-            judge, [start], store, fold, [own, made], settings, partial(report, "trainings")
-        )
-        report("a last training, on all pairs", 0, 1)
-        encoder = fit_projections(judge, start, store, settings)
-        image, text = embedded(encoder, store)
-        scale = float(encoder.logit_scale.detach())
+        say("both towers are frozen: projections are trained several times, each time among other planted mismatches")
+        planted = planted_evidence(judge, projection_state(judge), store, settings, partial(report, "trainings"))
+        of_own, made, of_made = dict(planted.own), planted.made, dict(planted.made_evidence)
+        image, text, scale = planted.image, planted.text, planted.scale
     else:
+        made = made_mismatches(owner, max(1, -(-MADE // len(owner))), np.random.default_rng(options.seed))
         image, text = projected(model, store)
         scale = float(model.logit_scale.detach())
-        of_own, of_made = (model_evidence(image, text, scale, pairs) for pairs in (own, made))
-    _add_common(of_own, of_made, store, own, made, owner, options.seed)
+        of_own, of_made = Competition(len(image), len(text), options.seed)(image, text, scale, own, made)
+    odds = judged(of_own, of_made, own, made, store, options.seed)
     names = list(of_own)
-    odds = mismatch_odds(
-        np.stack([of_own[name] for name in names], axis=1),
-        np.stack([of_made[name] for name in names], axis=1),
-        own.image,
-        made.image,
-    )
     records = _records(run, corpus, options.split, first, say)
     order = np.argsort(odds.ratio, kind="stable")
 
     report("missed positives", 0, 1)
     said = F.normalize(store.text, dim=-1)
-    own_scores = missed_scale(image, text, scale, own)
-    group = store.group.numpy()
-    missed = missed_positives(
-        image, text, scale, owner, group, texts, said, options.missed, float(np.median(own_scores))
-    )
-    beats = np.searchsorted(np.sort(own_scores), missed.score) / max(1, len(own_scores))
-    better = preferred(image, text, scale, owner, owner[order[: options.worst]])
+    fits = Fits(image, text, scale, owner, options.seed)
+    own_scores = np.sort(fits.own())
+    least = float(np.median(own_scores))
+    missed = fits.missed(store.group.numpy(), texts, said, options.missed, least)
+    beats = np.searchsorted(own_scores, missed.score) / max(1, len(own_scores))
+    better = fits.preferred(owner[order[: options.worst]])
     evidence = {**of_own, **records}
     expected = float(odds.share * len(owner))
     document = {
@@ -201,15 +187,19 @@ def audit(
         },
         "model": {"reference": model.reference, "name": model.name, "fingerprint": model.fingerprint()},
         "protocol": {
-            "judged_by": f"projections that have not seen the pair, {FOLDS} parts" if pair else "the model as it is",
+            "judged_by": "projections trained among planted mismatches" if pair else "the model as it is",
             "evidence": names,
             "random_pairs": len(made),
             "seed": options.seed,
             **({"epochs": options.epochs, "objective": settings.objective.name} if pair else {}),
             **options.embed.protocol(),
         },
-        "mismatched": {"share": odds.share, "captions": round(expected), "over_half": int((odds.mismatched > 0.5).sum())},
-        "missed": {"found": len(missed.image), "least": float(np.median(own_scores))},
+        "mismatched": {
+            "share": odds.share,
+            "captions": round(expected),
+            "over_half": int((odds.mismatched > 0.5).sum()),
+        },
+        "missed": {"found": len(missed.image), "least": least},
         "training_records": bool(records),
         "versions": {"softclip": __version__, "torch": torch.__version__},
         "seconds": round(time.monotonic() - began, 1),
@@ -262,38 +252,54 @@ def projected(model: Model, store: FeatureStore) -> tuple[Tensor, Tensor]:
     return image, text
 
 
-def missed_scale(image: Tensor, text: Tensor, scale: float, pairs: Pairs) -> np.ndarray:
-    """The score that missed positives are ranked by, of the corpus's own pairs: float32 (P,)."""
-    found = model_evidence(image, text, scale, pairs)
-    return (found["image_to_text"] + found["text_to_image"]) / 2
-
-
-def _add_common(
-    own: dict[str, np.ndarray],
-    made: dict[str, np.ndarray],
+def judged(
+    of_own: dict[str, np.ndarray],
+    of_made: dict[str, np.ndarray],
+    own: Pairs,
+    made: Pairs,
     store: FeatureStore,
-    pairs: Pairs,
-    random: Pairs,
-    owner: np.ndarray,
-    seed: int,
-) -> None:
-    """Add the evidence of features that no training here has shaped, to both kinds of pairs."""
-    around = Neighbours(store.image, store.text, owner, seed)
-    own.update(around(pairs))
-    made.update(around(random))
-    if np.bincount(owner).max() > 1:
-        siblings = Siblings(store.text, owner)
-        own["siblings"], made["siblings"] = siblings(pairs), siblings(random)
+    seed: int = 0,
+    *,
+    neighbours: bool = True,
+    siblings: bool = True,
+) -> Odds:
+    """Add the evidence of features that no training here has shaped, and tell the corpus's pairs from random ones.
+
+    Where images have several captions, that is done a few times: an image's other captions count as far as they are trusted
+    themselves.
+
+    Args:
+        of_own, of_made: what is known of both kinds of pairs; added to.
+        own, made: the pairs.
+        store: the features.
+        seed: decides who the neighbours are in a large corpus.
+        neighbours, siblings: whether to add this evidence.
+    """
+    if neighbours:
+        around = Neighbours(store.image, store.text, own.image, seed)
+        of_own.update(around(own))
+        of_made.update(around(made))
+    several = siblings and bool(np.bincount(own.image).max() > 1)
+    trust, odds = np.ones(len(own), np.float32), None
+    for _ in range(PASSES if several else 1):
+        if several:
+            beside = Siblings(store.text, own.image, trust)
+            of_own["siblings"], of_made["siblings"] = beside(own), beside(made)
+        tables = [np.stack(list(values.values()), axis=1) for values in (of_own, of_made)]
+        odds = mismatch_odds(*tables, own.image, made.image)
+        trust = (1 - odds.mismatched).astype(np.float32)
+    assert odds is not None
+    return odds
 
 
-def _records(
-    run: runs.Run | None, corpus: Corpus, split: str, first: np.ndarray, say: Note
-) -> dict[str, np.ndarray]:
+def _records(run: runs.Run | None, corpus: Corpus, split: str, first: np.ndarray, say: Note) -> dict[str, np.ndarray]:
     if run is None:
         return {}
     theirs = run.data.get("fingerprint")
     if theirs != corpus.fingerprint or run.data.get("split", split) != split:
-        say(f"run {run.name} was trained on other data than this: what it kept of its pairs while it trained is left out")
+        say(
+            f"run {run.name} was trained on other data than this: what it kept of its pairs while it trained is left out"
+        )
         return {}
     found = run_records(run.path, first)
     if not found:

@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 1024  # rows of similarities in memory at a time
+BLOCK = 1 << 25  # similarities in memory at a time
 NEIGHBOURS = 20
 SHARPNESS = 10.0  # of the weights of neighbours: exp(SHARPNESS × cosine)
+CHUNK = 65_536  # pairs at a time
+DOUBT = 0.05  # added to the weight of an image's other captions
+RIVALS = 1024  # images, and captions, that a pair competes with
 MOST_REFERENCES = 16_384  # images that others are compared with: time is linear in the corpus
 
 
@@ -48,28 +51,24 @@ def pairs_of(owner: np.ndarray) -> Pairs:
     return Pairs(owner, numbers, numbers)
 
 
-def made_mismatches(owner: np.ndarray, within: np.ndarray, times: int, rng: np.random.Generator) -> Pairs:
-    """For each caption, its image with a random caption of another image of the same part in its place.
+def made_mismatches(owner: np.ndarray, times: int, rng: np.random.Generator) -> Pairs:
+    """For each caption, its image with a random caption of another image in its place.
 
     Args:
-        owner: int64 (captions,), the image of each.
-        within: int64 (captions,), the part (fold) of each.
+        owner: int64 (captions,), the image of each; at least two images.
         times: pairs made for each caption.
         rng: draws them.
     """
     place = np.tile(np.arange(len(owner)), times)
-    other = np.empty_like(place)
-    for part in np.unique(within):
-        members = np.flatnonzero(within == part)
-        here = np.flatnonzero(within[place] == part)
-        if len(np.unique(owner[members])) < 2:
-            other[here] = place[here]
-            continue
-        while len(here):
-            other[here] = rng.choice(members, len(here))
-            here = here[owner[other[here]] == owner[place[here]]]
-    real = owner[other] != owner[place]
-    return Pairs(owner[place[real]], other[real], place[real])
+    other = rng.integers(len(owner), size=len(place))
+    while len(same := np.flatnonzero(owner[other] == owner[place])):
+        other[same] = rng.integers(len(owner), size=len(same))
+    return Pairs(owner[place], other, place)
+
+
+def rows_at_a_time(columns: int) -> int:
+    """How many rows of a matrix of similarities are computed at a time."""
+    return max(1, min(1024, BLOCK // max(1, columns)))
 
 
 def log_sums(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -80,61 +79,82 @@ def log_sums(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
         keys: (M, d), L2-normalised.
         scale: the model's logit scale.
     """
-    return torch.cat([(scale * part @ keys.T).logsumexp(dim=1) for part in queries.split(BLOCK)])
+    return torch.cat([(scale * part @ keys.T).logsumexp(dim=1) for part in queries.split(rows_at_a_time(len(keys)))])
 
 
-def model_evidence(
-    image: Tensor, text: Tensor, scale: float, pairs: Pairs, references: tuple[Tensor, Tensor] | None = None
-) -> dict[str, np.ndarray]:
-    """What a model says of pairs.
+class Competition:
+    """What a model says of pairs, in competition with a fixed sample of other images and captions.
 
     Args:
-        image: float32 (N, d), L2-normalised.
-        text: float32 (M, d), L2-normalised.
-        scale: its logit scale k.
-        pairs: P of them.
-        references: images and captions that compete; default: all.
-
-    Returns:
-        float32 (P,) each: `cosine`; `image_to_text` and `text_to_image`: k × cosine − ln Σ exp over all captions for this image, and
-        over all images for this caption (what is generic gets little).
+        images, captions: how many there are.
+        seed: draws those that are competed with: at most RIVALS each.
     """
-    images, texts = references or (image, text)
-    of_image, of_text = log_sums(image, texts, scale), log_sums(text, images, scale)
-    one, other = torch.from_numpy(pairs.image), torch.from_numpy(pairs.caption)
-    cosine = torch.cat([(image[i] * text[t]).sum(dim=1) for i, t in zip(one.split(65536), other.split(65536), strict=True)])
-    return {
-        "cosine": cosine.numpy(),
-        "image_to_text": (scale * cosine - of_image[one]).numpy(),
-        "text_to_image": (scale * cosine - of_text[other]).numpy(),
-    }
+
+    def __init__(self, images: int, captions: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.images, self.captions = (
+            torch.from_numpy(np.sort(rng.choice(count, min(count, RIVALS), replace=False)))
+            for count in (images, captions)
+        )
+
+    def __call__(self, image: Tensor, text: Tensor, scale: float, *several: Pairs) -> list[dict[str, np.ndarray]]:
+        """The evidence of some sets of pairs.
+
+        Args:
+            image: float32 (N, d), L2-normalised.
+            text: float32 (M, d), L2-normalised.
+            scale: the model's logit scale k.
+            several: sets of P pairs.
+
+        Returns:
+            For each set float32 (P,) under `cosine`, and under `image_to_text` and `text_to_image`: k × cosine − ln Σ exp over captions
+            for this image, and over images for this caption, so that what is generic gets little.
+        """
+        of_image = log_sums(image, text[self.captions], scale)
+        of_text = log_sums(text, image[self.images], scale)
+        found = []
+        for pairs in several:
+            one, other = torch.from_numpy(pairs.image), torch.from_numpy(pairs.caption)
+            parts = zip(one.split(CHUNK), other.split(CHUNK), strict=True)
+            cosine = torch.cat([(image[i] * text[t]).sum(dim=1) for i, t in parts])
+            to_text, to_image = scale * cosine - of_image[one], scale * cosine - of_text[other]
+            found.append(
+                {"cosine": cosine.numpy(), "image_to_text": to_text.numpy(), "text_to_image": to_image.numpy()}
+            )
+        return found
 
 
 class Siblings:
-    """Agreement with the image's other captions.
+    """Agreement with the image's other captions, each counting as much as it is trusted.
 
     Args:
         text: float32 (M, w), features of the captions in a space of texts alone.
         owner: int64 (M,), the image of each.
+        trust: float (M,), in [0, 1]: that the caption belongs to its image; default: 1.
     """
 
-    def __init__(self, text: Tensor, owner: np.ndarray) -> None:
-        self.text, self.owner = F.normalize(text, dim=-1), owner
+    def __init__(self, text: Tensor, owner: np.ndarray, trust: np.ndarray | None = None) -> None:
+        self.text, index = F.normalize(text, dim=-1), torch.from_numpy(owner)
+        self.trust = torch.ones(len(text)) if trust is None else torch.from_numpy(trust).float()
         images = int(owner.max()) + 1 if len(owner) else 0
-        index = torch.from_numpy(owner)
-        self.total = torch.zeros(images, text.shape[1]).index_add_(0, index, self.text)
+        self.total = torch.zeros(images, text.shape[1]).index_add_(0, index, self.text * self.trust[:, None])
+        self.weight = torch.zeros(images).index_add_(0, index, self.trust)
         self.count = torch.bincount(index, minlength=images)
 
     def __call__(self, pairs: Pairs) -> np.ndarray:
-        """Mean cosine of the caption and the other captions of the image: float32 (P,), NaN where there is no other."""
+        """Mean cosine of the caption and the image's other captions: float32 (P,), NaN where there is no other.
+
+        Near 0 where hardly any of them is trusted: then they say nothing.
+        """
         found = []
-        for start in range(0, len(pairs), 65536):
-            part = slice(start, start + 65536)
-            image, caption = torch.from_numpy(pairs.image[part]), self.text[torch.from_numpy(pairs.caption[part])]
-            others = self.total[image] - self.text[torch.from_numpy(pairs.place[part])]
-            found.append((caption * others).sum(dim=1) / (self.count[image] - 1))
-        scores = torch.cat(found) if found else torch.zeros(0)
-        return torch.where(torch.isfinite(scores), scores, torch.nan).numpy()
+        for start in range(0, len(pairs), CHUNK):
+            part = slice(start, start + CHUNK)
+            image, place = torch.from_numpy(pairs.image[part]), torch.from_numpy(pairs.place[part])
+            weight = self.weight[image] - self.trust[place]
+            others = self.total[image] - self.trust[place, None] * self.text[place]
+            score = (self.text[torch.from_numpy(pairs.caption[part])] * others).sum(dim=1) / (weight + DOUBT)
+            found.append(score.masked_fill(self.count[image] < 2, torch.nan))
+        return torch.cat(found).numpy() if found else np.zeros(0, np.float32)
 
 
 class Neighbours:
@@ -208,5 +228,8 @@ def nearest(queries: Tensor, keys: Tensor, among: np.ndarray, count: int) -> tup
     """
     chosen = torch.from_numpy(among)
     candidates = keys[chosen]
-    found = [(part @ candidates.T).topk(min(count, len(candidates)), dim=1) for part in queries.split(BLOCK)]
+    found = [
+        (part @ candidates.T).topk(min(count, len(candidates)), dim=1)
+        for part in queries.split(rows_at_a_time(len(candidates)))
+    ]
     return torch.cat([one.values for one in found]), chosen[torch.cat([one.indices for one in found])]

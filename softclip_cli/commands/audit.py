@@ -35,12 +35,12 @@ def audit(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where tables and gallery go. [default: audit-CORPUS]")
     ] = None,
-    top: Annotated[
-        int, typer.Option("--top", metavar="N", min=1, help="Pairs of each kind in the gallery.")
-    ] = 100,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Pairs of each kind in the gallery.")] = 100,
     drop: Annotated[
         float | None,
-        typer.Option("--drop", metavar="SHARE", help="Write the corpus without this share of its captions, the worst: 0.1."),
+        typer.Option(
+            "--drop", metavar="SHARE", help="Write the corpus without this share of its captions, the worst: 0.1."
+        ),
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--to", metavar="CORPUS", help="Where the cleaned corpus goes; with --drop.")
@@ -76,7 +76,11 @@ def audit(
     if to is not None:
         check_output(to, overwrite)
     options = AuditOptions(
-        split, seed, missed=max(1000, top), worst=top, embed=embed_options(batch_size, workers, precision, cache, no_cache)
+        split,
+        seed,
+        missed=max(1000, top),
+        worst=top,
+        embed=embed_options(batch_size, workers, precision, cache, no_cache),
     )
     taken = take_model(model, device)
     with console.counting("auditing") as progress:
@@ -104,7 +108,9 @@ def check_drop(drop: float | None, to: Path | None) -> None:
             "--drop 0.1 --to CLEANED",
         )
     if drop is not None and not 0 < drop < 1:
-        raise UsageError(f"--drop {drop:g} is no share", "it is a share of all captions, above 0 and below 1", "--drop 0.1")
+        raise UsageError(
+            f"--drop {drop:g} is no share", "it is a share of all captions, above 0 and below 1", "--drop 0.1"
+        )
 
 
 def clean(corpus: Corpus, to: Path, split: str, found: Audit, share: float, overwrite: bool) -> dict[str, Any]:
@@ -122,7 +128,12 @@ def clean(corpus: Corpus, to: Path, split: str, found: Audit, share: float, over
         cleaned = without_captions(
             corpus, to, split, marked, found.odds.mismatched, note, overwrite=overwrite, progress=progress
         )
-    return {"path": str(to), "fingerprint": cleaned.fingerprint, **cleaned.info["audit"], **cleaned.info["splits"][split]}
+    return {
+        "path": str(to),
+        "fingerprint": cleaned.fingerprint,
+        **cleaned.info["audit"],
+        **cleaned.info["splits"][split],
+    }
 
 
 def write_gallery(path: Path, corpus: Corpus, split: str, found: Audit, top: int) -> Path:
@@ -163,7 +174,10 @@ def write_gallery(path: Path, corpus: Corpus, split: str, found: Audit, top: int
         )
     missed = []
     for one, caption, beats in zip(
-        found.missed.image[:top].tolist(), found.missed.caption[:top].tolist(), found.missed_beats[:top].tolist(), strict=True
+        found.missed.image[:top].tolist(),
+        found.missed.caption[:top].tolist(),
+        found.missed_beats[:top].tolist(),
+        strict=True,
     ):
         other = int(found.owner[caption])
         own_caption = found.captions[int(first[one])] if first[one] < first[one + 1] else "none"
@@ -188,7 +202,9 @@ def show(document: dict[str, Any], found: Audit, top: int) -> None:
         for number in found.order[: min(top, 10)].tolist()
     ]
     console.table("", (">mismatched", "image", "caption"), rows)
-    console.out.print(f"{document['missed']['found']:,} captions of other images fit as well as an image's own", markup=False)
+    console.out.print(
+        f"{document['missed']['found']:,} captions of other images fit as well as an image's own", markup=False
+    )
     console.note(f"tables and gallery: {document['out']} (open {document['gallery']})")
     if "cleaned" in document:
         cleaned = document["cleaned"]

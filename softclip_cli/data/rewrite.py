@@ -83,7 +83,9 @@ def without_captions(
                     marked = unwanted[first : first + len(texts)].tolist()
                     for text, bad, value in zip(texts, marked, why[first : first + len(texts)].tolist(), strict=True):
                         if bad:
-                            gone.append(Dropped(row["key"], name, "mismatched-caption", f"probability {value:.3f}: {text}"))
+                            gone.append(
+                                Dropped(row["key"], name, "mismatched-caption", f"probability {value:.3f}: {text}")
+                            )
                     first += len(texts)
                     kept = [text for text, bad in zip(texts, marked, strict=True) if not bad]
                     if texts and not kept:
@@ -93,7 +95,9 @@ def without_captions(
                 part.write(record_of(row, texts, row.get("group")))
                 captions += len(texts)
             if name == split and not part.rows:
-                raise DataError(f"no image of split {split!r} is left", "all captions were to go", "drop a smaller share")
+                raise DataError(
+                    f"no image of split {split!r} is left", "all captions were to go", "drop a smaller share"
+                )
             writer.close_split(name)
             writer.info["splits"][name] = {**corpus.info["splits"][name], "rows": part.rows, "captions": captions}
         log = _log(corpus, writer.folder, gone)

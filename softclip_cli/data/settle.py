@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from softclip_cli.data.corpus import Corpus, CorpusBuilder, Record, check_output, write_json
+from softclip_cli.data.corpus import Corpus, CorpusBuilder, check_output, write_json
 from softclip_cli.data.decisions import Decisions, Match, decide, evaluation_splits
 from softclip_cli.data.dropped import DroppedLog
 from softclip_cli.data.duplicates import duplicates_between, duplicates_within

@@ -61,12 +61,12 @@ class AlignmentRecorder:
         steps, values = self._steps, torch.stack(self._values)
         places = torch.stack(self._places).to(values.device)  # a collective may want it there
         self._steps, self._places, self._values = [], [], []
-        # (n, steps, columns): processes stand one below the other, as in the global batch.
+        # (n, steps, …): processes stand one below the other, as in the global batch.
         values, places = gather_rows(values.transpose(0, 1)), gather_rows(places.permute(2, 0, 1))
         if not self.first:
             return
         table = np.empty(values.shape[:2], DTYPE)
-        table["row"], table["caption"] = places[:, 0].cpu().numpy(), places[:, 1].cpu().numpy()
+        table["row"], table["caption"] = places[..., 0].cpu().numpy(), places[..., 1].cpu().numpy()
         found = values.clamp(-LIMIT, LIMIT).cpu().numpy()
         for place, name in enumerate(COLUMNS):
             table[name] = found[..., place]
@@ -86,10 +86,8 @@ class AlignmentRecorder:
         size = self.sampler.batch_size
         path = self.folder / f"epoch-{epoch:05d}.npy"
         shape = (self.sampler.steps_per_epoch * size,)
-        if path.is_file():
-            stored = np.lib.format.open_memmap(path, mode="r+")
-            assert stored.shape == shape
-        else:
+        stored = np.lib.format.open_memmap(path, mode="r+") if path.is_file() else None
+        if stored is None or stored.shape != shape or stored.dtype != DTYPE:
             stored = np.lib.format.open_memmap(path, mode="w+", dtype=DTYPE, shape=shape)
             stored["row"] = -1
         stored[position * size : position * size + len(rows)] = rows

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from softclip_cli.data.batches import Batch
 from softclip_cli.data.sampler import EpochSampler
 from softclip_cli.model import Model
 from softclip_cli.objectives.objective import build_objective
@@ -21,6 +22,7 @@ from softclip_cli.training.teachers import AverageTeacher
 from softclip_cli.training.trainer import Trainer
 
 EpochEnd = Callable[[int, ProjectionEncoder], None]
+Seen = Callable[[Batch, Tensor], None]
 
 
 def projection_state(model: Model) -> dict[str, Tensor]:
@@ -34,6 +36,7 @@ def fit_projections(
     store: FeatureStore,
     settings: TrainSettings,
     epoch_end: EpochEnd | None = None,
+    seen: Seen | None = None,
 ) -> ProjectionEncoder:
     """Train a model's projections in place, as `softclip train` does where both trunks are frozen, and write nothing.
 
@@ -43,6 +46,7 @@ def fit_projections(
         store: what to train on.
         settings: objective, batch size, length and seed; a frozen teacher is not possible here.
         epoch_end: called with the number of epochs done, and the encoder (a moving average's, where the objective keeps one).
+        seen: called with each batch and the alignments of its pairs (`objectives.alignments`), where `log.alignments` is set.
     """
     projections = Projections(model)
     projections.load_state_dict(start)
@@ -61,7 +65,9 @@ def fit_projections(
     trainer = Trainer(settings, folder, model, encoder, objective, ema, teacher, sampler, source, None, steps)
     projections.train()
     for batch in source(0, steps):
-        trainer.step(batch, diagnostics=False)
+        output = trainer.step(batch, diagnostics=False)
+        if seen is not None and output.alignments is not None:
+            seen(batch, output.alignments)
         trainer.done += 1
         if epoch_end is not None and trainer.done % sampler.steps_per_epoch == 0:
             projections.eval()
