@@ -4,8 +4,8 @@
     python benchmarks/audit.py corpus [--quick] [--json FILE]
 
 A share of the training captions is exchanged (`data/mismatch.py`), from each seed others; the audit is not told which. AUROC: the
-chance that an exchanged pair is more suspicious than one that was left. Precision at 10 and 20 %: the share of exchanged ones among so many of the
-most suspicious. The trunks' features are computed once and cached.
+chance that an exchanged pair is more suspicious than one that was left. Precision at 10 and 20 %: the share of exchanged ones among
+so many of the most suspicious. The trunks' features are computed once and cached.
 """
 
 from __future__ import annotations

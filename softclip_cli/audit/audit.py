@@ -17,7 +17,7 @@ from torch import Tensor
 from softclip_cli import __version__, runs
 from softclip_cli.audit.evidence import Competition, Neighbours, Pairs, Siblings, made_mismatches, pairs_of
 from softclip_cli.audit.missed import Fits, Found
-from softclip_cli.audit.odds import Odds, mismatch_odds
+from softclip_cli.audit.odds import Odds, mismatch_odds, revised
 from softclip_cli.audit.planted import planted_evidence
 from softclip_cli.audit.records import run_records
 from softclip_cli.config import build
@@ -163,6 +163,8 @@ def audit(
     odds = judged(of_own, of_made, own, made, store, options.seed)
     names = list(of_own)
     records = _records(run, corpus, options.split, first, say)
+    if records:
+        odds = revised(odds, records["seen_image_to_text"] + records["seen_text_to_image"])
     order = np.argsort(odds.ratio, kind="stable")
 
     report("missed positives", 0, 1)

@@ -160,7 +160,7 @@ class Siblings:
 class Neighbours:
     """Agreement with the pairs around: what is said of images like this one, and what is seen where like things are said.
 
-    After LEMoN (Zhang et al. 2024), which finds label errors by the neighbours of a pair in both modalities.
+    After LEMoN (Zhang et al. 2025), which finds label errors by the neighbours of a pair in both modalities.
 
     Args:
         image: float32 (N, v), features of the images in a space of images alone.

@@ -15,6 +15,7 @@ import numpy as np
 
 FOLDS = 3
 KNOTS = 6
+EM_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def mismatch_odds(own: np.ndarray, made: np.ndarray, group: np.ndarray, made_gro
         of, of_made = fold == number, made_fold == number
         if not of.any():
             continue
-        model = _classifier()
+        model = classifier()
         features = np.concatenate([own[~of], made[~of_made]])
         labels = np.concatenate([np.ones((~of).sum()), np.zeros((~of_made).sum())])
         model.fit(features, labels)
@@ -56,8 +57,49 @@ def mismatch_odds(own: np.ndarray, made: np.ndarray, group: np.ndarray, made_gro
         if of_made.any():
             log_ratio_made[of_made] = model.decision_function(made[of_made]) - prior
     share = mismatched_share(log_ratio, log_ratio_made)
-    ratio = np.exp(log_ratio)
-    return Odds(ratio, share, np.minimum(1.0, share / np.maximum(ratio, 1e-300)))
+    level = _level_ratio(log_ratio, log_ratio_made)
+    return Odds(np.exp(log_ratio), share, np.minimum(1.0, share / np.maximum(level, 1e-300)))
+
+
+def _level_ratio(own: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """The ratio of densities at each score of the corpus's pairs, from counts: any rising function of the score, so that
+    probabilities do not depend on the form of the classifier."""
+    from sklearn.isotonic import IsotonicRegression
+
+    scores = np.concatenate([own, made])
+    labels = np.concatenate([np.ones(len(own)), np.zeros(len(made))])
+    weights = np.concatenate([np.full(len(own), 1 / len(own)), np.full(len(made), 1 / len(made))])
+    chance = IsotonicRegression(out_of_bounds="clip").fit(scores, labels, sample_weight=weights).predict(own)
+    return chance / np.maximum(1 - chance, 1e-9)
+
+
+def revised(odds: Odds, score: np.ndarray) -> Odds:
+    """Odds that know one more score of each pair, of which no random pair has any: what a run kept of its pairs while it trained.
+
+    Two normal densities of one width, of matches and of mismatches, are fitted by expectation maximisation with each pair's own
+    probability as its prior. One width, so that a better score never makes a pair worse.
+
+    Args:
+        odds: by other evidence.
+        score: float (P,), high for matches; NaN where there is none.
+    """
+    known = np.isfinite(score)
+    prior = np.clip(odds.mismatched[known], 1e-4, 1 - 1e-4)
+    x = score[known].astype(np.float64)
+    if len(x) < 2 or x.std() == 0:
+        return odds
+    posterior, shift = prior, np.zeros(len(x))
+    for _ in range(EM_STEPS):
+        bad, good = np.average(x, weights=posterior), np.average(x, weights=1 - posterior)
+        if good <= bad:
+            return odds
+        width = np.mean(posterior * (x - bad) ** 2 + (1 - posterior) * (x - good) ** 2)
+        shift = (good - bad) / width * ((good + bad) / 2 - x)
+        posterior = 1 / (1 + np.exp(-np.clip(np.log(prior / (1 - prior)) + shift, -50, 50)))
+    ratio, mismatched = odds.ratio.copy(), odds.mismatched.copy()
+    ratio[known] *= np.exp(-np.clip(shift, -50, 50))
+    mismatched[known] = posterior
+    return Odds(ratio, odds.share, mismatched)
 
 
 def mismatched_share(own: np.ndarray, made: np.ndarray) -> float:
@@ -72,7 +114,8 @@ def mismatched_share(own: np.ndarray, made: np.ndarray) -> float:
     return float(np.clip((below / below_made).min(), 0, 1))
 
 
-def _classifier() -> Any:
+def classifier() -> Any:
+    """Tells two kinds of rows of evidence, any of which may be missing: additive over smooth functions of each, in log-odds."""
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
