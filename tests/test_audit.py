@@ -150,8 +150,9 @@ def test_exchanged_captions_are_found_from_features_alone():
     options = AuditOptions(epochs=6, batch_size=64)
     chosen = head_settings("tiny", options)
     model = build_model(chosen, torch.device("cpu"))
+    side = model.preprocess.size
     widths = [
-        model.image_trunk(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape[1],
+        model.image_trunk(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1],
         model.text_trunk(model.tokenize(["a"])).shape[1],
     ]
     hidden = torch.randn(500, 12, generator=rng)
@@ -279,7 +280,7 @@ def test_the_command_finds_wrong_captions_and_writes_all(noisy_corpus, tmp_path,
     """A run audits what it was trained on: tables, gallery, records of the training, and a cleaned corpus."""
     corpus, wrong = noisy_corpus
     monkeypatch.chdir(tmp_path)
-    made = settings(corpus, schedule={"steps": 50}, log={"alignments": True, "every": 10}, eval={"every": 50})
+    made = settings(corpus, schedule={"steps": 30}, log={"alignments": True, "every": 10}, eval={"every": 30})
     run = train(Plan(made, tmp_path / "run"))
     arguments = ["audit", str(corpus), "--model", str(run), "--top", "12", "--drop", "0.1", "--to", "clean", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--workers", "0"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,11 @@ def audit(
         raise DataError(f"split {options.split!r} of {corpus.path} has no captions", hint="there is nothing to audit")
     texts = [text for several in captions for text in several]
     owner = np.repeat(np.arange(len(data)), np.diff(first))
-    settings = head_settings(pair or model.reference, options)
+    # So that a small corpus has two steps an epoch.
+    chosen = replace(options, batch_size=min(options.batch_size, len(data) // 2))
+    settings = head_settings(pair or model.reference, chosen)
     judge = build_model(settings, model.device) if pair else model
+    fingerprint = judge.fingerprint()  # before projections are trained
     store = trunk_features(judge, corpus, options.split, data, options=options.embed, progress=report)
     own = pairs_of(owner)
     if pair:
@@ -187,7 +190,7 @@ def audit(
             "images": len(data),
             "captions": len(texts),
         },
-        "model": {"reference": model.reference, "name": model.name, "fingerprint": model.fingerprint()},
+        "model": {"reference": model.reference, "name": model.name, "fingerprint": fingerprint},
         "protocol": {
             "judged_by": "projections trained among planted mismatches" if pair else "the model as it is",
             "evidence": names,
