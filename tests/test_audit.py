@@ -280,7 +280,7 @@ def test_the_command_finds_wrong_captions_and_writes_all(noisy_corpus, tmp_path,
     """A run audits what it was trained on: tables, gallery, records of the training, and a cleaned corpus."""
     corpus, wrong = noisy_corpus
     monkeypatch.chdir(tmp_path)
-    made = settings(corpus, schedule={"steps": 30}, log={"alignments": True, "every": 10}, eval={"every": 30})
+    made = settings(corpus, schedule={"steps": 50}, log={"alignments": True, "every": 10}, eval={"every": 50})
     run = train(Plan(made, tmp_path / "run"))
     arguments = ["audit", str(corpus), "--model", str(run), "--top", "12", "--drop", "0.1", "--to", "clean", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--workers", "0"])

@@ -11,7 +11,7 @@ from typing import Any
 from softclip_cli import __version__
 from softclip_cli.reports.images import picture
 from softclip_cli.reports.page import TEMPLATES, template_environment, write_text
-from softclip_cli.reports.plots import Plot, clean, drawing, inline_svg
+from softclip_cli.reports.plots import Plot, clean, drawing, inline_svg, series_colour
 
 EVIDENCE = {
     "cosine": "cosine",
@@ -122,8 +122,15 @@ def _histogram(probabilities: Sequence[float]) -> Plot | None:
     title = "Probability that a pair is mismatched"
     words = f"{title}. {bins[0]:,} of {len(probabilities):,} pairs are below 5 %, {bins[-1]:,} above 95 %."
     with drawing(height=2.4) as (figure, axes):
-        axes.bar([5 * (place + 0.5) for place in range(20)], [max(count, 0.5) for count in bins], width=4.4)
+        axes.bar(
+            [5 * (place + 0.5) for place in range(20)],
+            [max(count, 0.5) for count in bins],
+            width=4.4,
+            color=series_colour(0),
+        )
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.minorticks_off()
         axes.set_xlabel("probability (%)")
         axes.set_ylabel("pairs")
         axes.set_xlim(0, 100)
