@@ -109,7 +109,8 @@ def mismatched_share(own: np.ndarray, made: np.ndarray) -> float:
     pairs lie for the count to mean something.
     """
     thresholds = np.quantile(made, np.linspace(0.2, 0.9, 15))
-    below = np.searchsorted(np.sort(own), thresholds, side="right") / len(own)
+    # One more than were found: that none was seen does not make the share zero.
+    below = (np.searchsorted(np.sort(own), thresholds, side="right") + 1) / len(own)
     below_made = np.searchsorted(np.sort(made), thresholds, side="right") / len(made)
     return float(np.clip((below / below_made).min(), 0, 1))
 
