@@ -88,6 +88,10 @@ REASONS: dict[str, Reason] = {
     "repeated-caption": Reason("a caption stands on too many images", of="caption"),
     "duplicate-image": Reason("an earlier image has the same pixels", "--dedup keep keeps it", of="choice"),
     "near-duplicate-image": Reason("an earlier image shows the same picture", "--dedup keep keeps it", of="choice"),
+    "mismatched-caption": Reason("a caption probably belongs to another image", of="caption"),
+    "mismatched-captions": Reason(
+        "all its captions probably belong to other images", "see softclip audit", of="choice"
+    ),
     "leaked-image": Reason("it shows the same picture as an image that models are evaluated on", of="choice"),
     "empty-caption": Reason("a caption is empty", of="caption"),
     "caption-not-text": Reason(

@@ -56,10 +56,20 @@ def exchange_captions(counts: np.ndarray, share: float, seed: int) -> CaptionExc
             "a caption is exchanged for one of another image",
             "set a larger share, or 0",
         )
-    # Each takes the caption of the next in the ring. Where that is of the same image, the next changes places with any other.
-    while len(same := np.flatnonzero(owner[ring] == owner[np.roll(ring, -1)])):
-        for place in (same + 1) % chosen:
-            other = int(rng.integers(chosen))
-            ring[place], ring[other] = ring[other], ring[place]
+    pass_round(ring, owner, rng)
     source[ring] = np.roll(ring, -1)
     return CaptionExchange(first, source)
+
+
+def pass_round(ring: np.ndarray, owner: np.ndarray, rng: np.random.Generator) -> None:
+    """Put captions in an order in which each can take the next one's place, for it is of another image; in place.
+
+    Args:
+        ring: int64, captions, at most half of them of one image.
+        owner: int64, the image of each caption.
+        rng: a caption that follows one of the same image changes places with any other.
+    """
+    while len(same := np.flatnonzero(owner[ring] == owner[np.roll(ring, -1)])):
+        for place in (same + 1) % len(ring):
+            other = int(rng.integers(len(ring)))
+            ring[place], ring[other] = ring[other], ring[place]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from softclip_cli.data.corpus import Corpus, CorpusBuilder, Record, check_output, write_json
+from softclip_cli.data.corpus import Corpus, CorpusBuilder, check_output, write_json
 from softclip_cli.data.decisions import Decisions, Match, decide, evaluation_splits
 from softclip_cli.data.dropped import DroppedLog
 from softclip_cli.data.duplicates import duplicates_between, duplicates_within
@@ -31,6 +31,7 @@ from softclip_cli.data.leaks import (
     small_picture,
     write_leaks,
 )
+from softclip_cli.data.rewrite import COPY_ROWS, record_of, rows_of
 from softclip_cli.data.signature import Signatures, stored_signatures
 from softclip_cli.data.sources.base import Dropped
 from softclip_cli.data.workplace import Workplace
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     import datasets
 
 DEDUP = ("drop", "group", "keep")
-COPY_ROWS = 256
 
 Progress = Callable[[int, int], None]
 
@@ -229,7 +229,7 @@ class _Settle:
         for split in self.staged.splits:
             start = int(self.starts[self.splits.index(split)])
             part = writer.open_split(split, self.features(split))
-            for row_number, row in enumerate(_rows(self.data[split])):
+            for row_number, row in enumerate(rows_of(self.data[split])):
                 number = start + row_number
                 done += 1
                 if progress and done % COPY_ROWS == 0:
@@ -238,7 +238,7 @@ class _Settle:
                     continue
                 texts = heirs.get(number, row["captions"])
                 merged += len(texts) - len(row["captions"])
-                part.write(_record(row, texts, groups.get(number, row.get("group"))))
+                part.write(record_of(row, texts, groups.get(number, row.get("group"))))
                 rows[split] += 1
                 captions[split] += len(texts)
             writer.close_split(split)
@@ -343,16 +343,3 @@ class _Settle:
 
 def _how(match: Match) -> str:
     return "the same pixels as" if match.exact else f"the same picture (likeness {match.alike:.2f}) as"
-
-
-def _rows(data: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(data), COPY_ROWS):
-        columns = data[start : start + COPY_ROWS]
-        for place in range(len(columns["key"])):
-            yield {name: column[place] for name, column in columns.items()}
-
-
-def _record(row: dict[str, Any], captions: list[str], group: str | None) -> Record:
-    usual = {"key", "image", "captions", "label", "group"}
-    extra = {name: value for name, value in row.items() if name not in usual}
-    return Record(row["key"], row["image"]["bytes"], captions, row.get("label"), group, extra)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ def diagnose(batch: GlobalBatch) -> dict[str, Tensor]:
     `alpha`, `soft_share` (share of rows with a soft target), `target_entropy` (nats, mean over rows), `own_weight`
     (what the targets give to the own pair) and, with a teacher, `agreement` (share of rows whose soft target peaks
     where the student does). Where pairs are weighed: `clean_share`, `separation`, `judged`, `pair_weight` (`pair_weights.py`).
+    Sinkhorn's potentials are to be those of all processes.
     """
     rows = torch.arange(batch.own.start, min(batch.own.stop, batch.own.start + SAMPLED_ROWS), device=batch.image.device)
     to_text = batch.image[rows] @ batch.keys[1].T
@@ -55,13 +57,30 @@ def diagnose(batch: GlobalBatch) -> dict[str, Tensor]:
     return report
 
 
-def _target_sums(
-    batch: GlobalBatch, rows: Tensor, to_text: Tensor, to_image: Tensor
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum, number of rows) of what is said about targets, over both directions."""
-    if batch.image_bias is not None:
-        batch.image_bias = distributed.sum_everywhere(batch.image_bias)
-    entropy, own, agree, compared = (batch.scale.new_zeros(()) for _ in range(4))
+class TargetSide(NamedTuple):
+    """Some rows of the targets of one direction, written out.
+
+    Attributes:
+        target: (rows, keys): Y, hard and soft target together; each row sums to one.
+        soft: (rows, keys): A alone.
+        similarity: (rows, keys) the student's, of the same direction.
+        taught: whether a teacher has a say in it.
+    """
+
+    target: Tensor
+    soft: Tensor
+    similarity: Tensor
+    taught: bool
+
+
+def target_sides(batch: GlobalBatch, rows: Tensor, to_text: Tensor, to_image: Tensor) -> Iterator[TargetSide]:
+    """The targets of image→text, then of text→image; Sinkhorn's potentials are to be those of all processes.
+
+    Args:
+        batch: of an objective with soft targets.
+        rows: which pairs.
+        to_text, to_image: (rows, keys) the student's similarities.
+    """
     forward = [(left[rows], right) for left, right in batch.teacher]
     backward = [(right[rows], left) for left, right in batch.teacher]
     if batch.choice.directional and batch.teacher:
@@ -82,6 +101,15 @@ def _target_sums(
         a = soft_target_rows(batch, sides, rows, bias, similarity.shape[1])
         i = _hard_target_rows(batch, rows, similarity)
         y = (hard[rows][:, None] * i + soft[rows][:, None] * a) / (hard + soft)[rows][:, None]
+        yield TargetSide(y, a, similarity, taught)
+
+
+def _target_sums(
+    batch: GlobalBatch, rows: Tensor, to_text: Tensor, to_image: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """(sum, number of rows) of what is said about targets, over both directions."""
+    entropy, own, agree, compared = (batch.scale.new_zeros(()) for _ in range(4))
+    for y, a, similarity, taught in target_sides(batch, rows, to_text, to_image):
         entropy = entropy - torch.xlogy(y, y).sum()
         own = own + y[torch.arange(len(rows), device=rows.device), rows].sum()
         if taught:

@@ -25,7 +25,11 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """The loss, a scalar with gradient, and detached scalars to log (no `.item()` was called on them)."""
+    """The loss, a scalar with gradient, and detached scalars to log (no `.item()` was called on them).
+
+    `alignments`, where they were asked for: (n, columns) of the pairs of this process, see `objectives.alignments`.
+    """
 
     loss: Tensor
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    alignments: Tensor | None = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from softclip_cli.errors import UsageError
 from softclip_cli.objectives import distributed
+from softclip_cli.objectives.alignments import pair_alignments
 from softclip_cli.objectives.batch import gather_batch
 from softclip_cli.objectives.core import LossGradient, loss_and_gradient
 from softclip_cli.objectives.cyclic import cyclic_consistency
@@ -43,8 +44,8 @@ class Objective(nn.Module):
 
         L = ½ [ H(Y_v, σ(kS)) + H(Y_t, σ(kSᵀ)) ]  (+ a regulariser),  S = V Tᵀ
 
-    It may own parameters (a second logit scale for two heads, the bias of the sigmoid loss) and buffers (a queue, what is known of mismatched pairs), all
-    of them in its `state_dict`. Value and gradient are computed together in the forward pass, in closed form; second
+    It may own parameters (a second logit scale for two heads, the bias of the sigmoid loss) and buffers (a queue, what is
+    known of mismatched pairs), all of them in its `state_dict`. Value and gradient are computed together in the forward pass, in closed form; second
     derivatives are not available.
 
     Args:
@@ -135,6 +136,7 @@ class Objective(nn.Module):
         seed: int = 0,
         groups: Tensor | None = None,
         diagnostics: bool = True,
+        alignments: bool = False,
     ) -> ObjectiveOutput:
         """The loss of a batch.
 
@@ -151,6 +153,7 @@ class Objective(nn.Module):
             seed: the run's seed.
             groups: (n,) int64 ids of image or caption; used when `objective.multi_positive` is set.
             diagnostics: compute what is worth logging too.
+            alignments: compute what is to be said of each pair too (`objectives.alignments`).
 
         Raises:
             UsageError: the teacher's embeddings or scale are missing.
@@ -184,11 +187,14 @@ class Objective(nn.Module):
             )
             result = loss_and_gradient(batch, soft_scale=soft_scale, bias=bias, gradient=wanted)
             self._regularise(result, image, text, batch.pairs)
+            if (diagnostics or alignments) and batch.image_bias is not None:
+                batch.image_bias = distributed.sum_everywhere(batch.image_bias)
             report = diagnose(batch) if diagnostics else {}
+            aligned = pair_alignments(batch) if alignments else None
             if self.queue is not None and self.training and wanted:
                 self.queue.put(*batch.features)
         if not wanted:
-            return ObjectiveOutput(result.loss, report)
+            return ObjectiveOutput(result.loss, report, aligned)
         size = distributed.world_size()
         if size > 1 and result.image is not None and result.text is not None:
             # The average over processes divides every process's share of the embeddings' gradient by their number;
@@ -197,7 +203,7 @@ class Objective(nn.Module):
         scale_gradient = None if result.scale is None else result.scale.reshape(scale.shape)
         gradients = [result.image, result.text, scale_gradient, result.soft_scale, result.bias]
         known = [gradient for part, gradient in zip(parts, gradients, strict=True) if part is not None]
-        return ObjectiveOutput(_WithGradient.apply(result.loss, len(inputs), *inputs, *known), report)
+        return ObjectiveOutput(_WithGradient.apply(result.loss, len(inputs), *inputs, *known), report, aligned)
 
     def _regularise(self, result: LossGradient, image: Tensor, text: Tensor, pairs: int) -> None:
         """Add the cyclic consistency to value and gradient."""

@@ -11,8 +11,9 @@ false discovery rate (Efron 2001):
 
     p_i = π f₁(z_i) / (π f₁(z_i) + (1 − π) f₀(z_i)),   and 1 where z_i ≥ μ.
 
-A model that cannot tell pairs apart yet must not judge them: weights are 1 − t (1 − p_i), where t rises from 0 to 1 while μ goes from 1 to 3.
-The method is softclip's own [ours]; two-component mixtures over *losses* were used for noisy labels by Arazo et al. 2019 and Li et al. 2020 (DivideMix).
+A model that cannot tell pairs apart yet must not judge them: weights are 1 − t (1 − p_i), where t rises from 0 to 1 while μ goes from
+1 to 3. The method is softclip's own [ours]; two-component mixtures over *losses* were used for noisy labels by Arazo et al. 2019 and
+Li et al. 2020 (DivideMix).
 """
 
 from __future__ import annotations

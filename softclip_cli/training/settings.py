@@ -176,6 +176,9 @@ class LogSettings(Section):
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who else gets the metrics: tensorboard (event files in the run folder), wandb (offline unless WANDB_MODE says otherwise); extras."""
 
+    alignments: bool = False
+    """Keep what each step says of each of its pairs, for softclip audit: 18 bytes a pair and epoch, in alignments/ of the run folder."""
+
     _split = field_validator("loggers", mode="before")(split_names)
 
 

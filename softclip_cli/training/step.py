@@ -27,6 +27,7 @@ class StepContext:
         rank: of this process.
         diagnostics: whether to compute them.
         micro_batch: pairs encoded at a time; 0: all at once.
+        alignments: whether to say something of each pair.
     """
 
     step: int
@@ -35,6 +36,7 @@ class StepContext:
     rank: int = 0
     diagnostics: bool = False
     micro_batch: int = 0
+    alignments: bool = False
 
 
 def step_seed(context: StepContext, chunk: int) -> int:
@@ -88,6 +90,7 @@ def forward_backward(
             seed=context.seed,
             groups=batch.group,
             diagnostics=context.diagnostics,
+            alignments=context.alignments,
         )
     with phase(BACKWARD):
         output.loss.backward()

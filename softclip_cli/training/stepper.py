@@ -78,6 +78,7 @@ class Stepper:
             self.world.rank,
             diagnostics,
             settings.data.micro_batch,
+            settings.log.alignments,
         )
         self.guard.remember()
         output = forward_backward(self.encoder, self.objective, batch, context, self.teacher)

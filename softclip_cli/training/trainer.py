@@ -23,6 +23,7 @@ from softclip_cli.objectives.embeddings import ObjectiveOutput
 from softclip_cli.objectives.objective import Objective
 from softclip_cli.objectives.teacher import EmaTeacher
 from softclip_cli.training import checkpoint
+from softclip_cli.training.alignments import AlignmentRecorder
 from softclip_cli.training.device import memory_in_use
 from softclip_cli.training.distributed import World, any_process, from_first, largest_everywhere
 from softclip_cli.training.encoder import Encoder
@@ -104,6 +105,8 @@ class Trainer:
             keep=self.world.first,
         )
         self.writer = CheckpointWriter(self.checkpoints, self.model, self.settings.checkpoint.keep, self._tell_written)
+        wanted = self.settings.log.alignments
+        self.recorder = AlignmentRecorder(self.folder.path, self.sampler, self.world.first) if wanted else None
         self.first_step = self.done = 0
         self.saved = -1  # step of the last checkpoint that was handed to the writer, known to all processes
         self.data_offset = 0  # a step's batch is that of position step + offset in the data
@@ -209,10 +212,14 @@ class Trainer:
             log = (self.done + 1) % every == 0 or self.done + 1 == self.steps
             output = self.step(batch, log)
             interval.add(output.loss.detach(), self.stepper.guard.flag)
+            if self.recorder is not None and output.alignments is not None:
+                self.recorder.add(batch, output.alignments)
             self.done += 1
             self._note_replaced(batch)
             if log:
                 self.stepper.guard.settle()
+                if self.recorder is not None:
+                    self.recorder.flush()
             trouble = self._diverged()
             if log and not trouble:
                 self._log(interval, output.diagnostics)
@@ -315,6 +322,8 @@ class Trainer:
 
     def _save(self, best: float | None = None) -> None:
         """Hand a checkpoint to the writer, unless its weights are no numbers: what is on the disk can be gone back to."""
+        if self.recorder is not None:
+            self.recorder.flush()  # a run that goes on from here does not repeat the steps before
         if not (self.world.first or self.stepper.sharded):
             return
         spoilt = not all_finite(self.stepper.trainable)
