@@ -290,8 +290,8 @@ def judged(
         if several:
             beside = Siblings(store.text, own.image, trust)
             of_own["siblings"], of_made["siblings"] = beside(own), beside(made)
-        tables = [np.stack(list(values.values()), axis=1) for values in (of_own, of_made)]
-        odds = mismatch_odds(*tables, own.image, made.image)
+        table, table_made = (np.stack(list(values.values()), axis=1) for values in (of_own, of_made))
+        odds = mismatch_odds(table, table_made, own.image, made.image)
         trust = (1 - odds.mismatched).astype(np.float32)
     assert odds is not None
     return odds

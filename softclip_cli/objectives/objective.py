@@ -45,8 +45,8 @@ class Objective(nn.Module):
         L = ½ [ H(Y_v, σ(kS)) + H(Y_t, σ(kSᵀ)) ]  (+ a regulariser),  S = V Tᵀ
 
     It may own parameters (a second logit scale for two heads, the bias of the sigmoid loss) and buffers (a queue, what is
-    known of mismatched pairs), all of them in its `state_dict`. Value and gradient are computed together in the forward pass, in closed form; second
-    derivatives are not available.
+    known of mismatched pairs), all of them in its `state_dict`. Value and gradient are computed together in the forward
+    pass, in closed form; second derivatives are not available.
 
     Args:
         choice: the resolved choices.
