@@ -56,7 +56,7 @@ def measure(case: str, rank: int, world: int) -> dict[str, Tensor]:
     name, choices = CASES[case]
     objective = build_objective(make_settings(name, **choices), embed_dim=WIDTH)
     if objective.pair_weights is not None:  # as if many batches had been seen
-        objective.pair_weights.mixture.copy_(torch.tensor([0.6, 2.0, 0.7, 50.0]))
+        objective.pair_weights.moments.copy_(torch.tensor([0.16, 1.3, 3.0, 0.48, 0.05, 0.95, 50.0]))
     model: nn.Module = TwoTowers()
     if world > 1:
         model = nn.parallel.DistributedDataParallel(model)

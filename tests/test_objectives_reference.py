@@ -82,21 +82,26 @@ def soft_matrices(
     return (scale * forward).softmax(dim=1), (scale * backward).softmax(dim=1)
 
 
-MIXTURE = (0.6, 2.0, 0.7)  # share, mean and variance of the pairs that belong together
+MOMENTS = (0.16, 1.3, 3.0, 0.48, 0.05, 0.95)  # share below 0, first and second moment of z; and of random pairs
 
 
 def reference_weights(image: Tensor, text: Tensor) -> Tensor:
-    """The weight of each pair by the formula of pair_weights.py, pair by pair, for MIXTURE (half trusted)."""
-    share, mean, variance = MIXTURE
+    """The weight of each pair by the formula of pair_weights.py, pair by pair, for MOMENTS."""
+    below, first, second, null_below, null_mean, null_second = MOMENTS
+    share = 1 - below / null_below
+    mean = (first - (1 - share) * null_mean) / share
+    match = statistics.NormalDist(mean, ((second - (1 - share) * null_second) / share - mean**2) ** 0.5)
+    null = statistics.NormalDist(null_mean, (null_second - null_mean**2) ** 0.5)
+    trust = ((mean - null_mean) / null.stdev - 1) / 2
+    assert 0.2 < trust < 0.8
     found = []
     for i in range(len(image)):
         rest = [j for j in range(len(image)) if j != i]
         z = 0.0
         for others in ([float(image[i] @ text[j]) for j in rest], [float(image[j] @ text[i]) for j in rest]):
             z += (float(image[i] @ text[i]) - statistics.fmean(others)) / statistics.pstdev(others) / 2
-        null = (1 - share) * statistics.NormalDist().pdf(z)
-        match = share * statistics.NormalDist(mean, variance**0.5).pdf(z)
-        found.append(1 - 0.5 * (1 - (1.0 if z >= mean else match / (null + match))))
+        belongs = 1.0 if z >= mean else share * match.pdf(z) / (share * match.pdf(z) + (1 - share) * null.pdf(z))
+        found.append(1 - trust * (1 - belongs))
     weights = torch.tensor(found, dtype=torch.float64)
     return weights / weights.mean()
 
@@ -208,7 +213,7 @@ def compare(
         objective.queue.put(*queue)
     if judged:
         assert objective.pair_weights is not None
-        objective.pair_weights.mixture.copy_(torch.tensor([*MIXTURE, 50.0]))
+        objective.pair_weights.moments.copy_(torch.tensor([*MOMENTS, 50.0]))
     if choice.similarity == "image":
         taught = unit_rows(pairs, 4, 3, dtype), unit_rows(pairs, 4, 4, dtype)
     else:

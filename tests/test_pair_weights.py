@@ -20,7 +20,7 @@ def batch(count: int, mismatched: float, blur: float, seed: int) -> tuple[Tensor
     image = torch.randn(count, WIDTH, generator=generator)
     text = image + blur * torch.randn(count, WIDTH, generator=generator)
     wrong = round(mismatched * count)
-    text[:wrong] = text[:wrong].roll(1, dims=0)
+    text[:wrong] = text[:wrong].roll(5, dims=0)
     return functional.normalize(image, dim=1), functional.normalize(text, dim=1), np.arange(count) < wrong
 
 
@@ -44,6 +44,12 @@ def test_scores_are_the_same_with_and_without_the_matrix(count: int) -> None:
         row, column = np.delete(scores[i], i), np.delete(scores[:, i], i)
         expected.append((scores[i, i] - row.mean()) / row.std() / 2 + (scores[i, i] - column.mean()) / column.std() / 2)
     np.testing.assert_allclose(standardised_scores(image, text).numpy(), expected, rtol=1e-9)
+    shifted = []
+    for i in range(count):
+        j = (i + 1) % count
+        row, column = np.delete(scores[i], i), np.delete(scores[:, j], j)
+        shifted.append((scores[i, j] - row.mean()) / row.std() / 2 + (scores[i, j] - column.mean()) / column.std() / 2)
+    np.testing.assert_allclose(standardised_scores(image, text, shift=1).numpy(), shifted, rtol=1e-9)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
@@ -56,6 +62,16 @@ def test_mismatched_pairs_are_found_and_counted(share: float) -> None:
     assert roc_auc_score(wrong, -found.numpy()) > 0.98
     assert float(report["clean_share"]) == pytest.approx(1 - share, abs=0.06)
     assert float(found[torch.from_numpy(wrong)].sum() / found.sum()) < 0.1 * share
+
+
+def test_a_mixture_that_began_with_an_ignorant_model_is_found_too() -> None:
+    """As in training: scores that mean nothing first, then better and better ones."""
+    weights = PairWeights()
+    for step in range(200):
+        image, text, _ = batch(128, 0.4, max(1.0, 20.0 * 0.95**step), step)
+        weights(image, text, update=True)
+    _, report = weights(*batch(1000, 0.4, 1.0, 999)[:2], update=False)
+    assert float(report["clean_share"]) == pytest.approx(0.6, abs=0.06)
 
 
 def test_clean_pairs_keep_their_weight() -> None:
@@ -94,14 +110,14 @@ def test_tiny_batches_are_not_judged() -> None:
 def test_a_bad_batch_is_taken_back(on_device: bool) -> None:
     """Also one full of NaN; and the state is saved."""
     weights = trained(0.3, 1.0, 20)
-    before = weights.mixture.clone()
+    before = weights.moments.clone()
     image, text, _ = batch(64, 0.3, 1.0, 77)
     weights(image * float("nan"), text, update=True)
     weights.take_back(torch.tensor(True) if on_device else None)
-    assert torch.equal(weights.mixture, before)
+    assert torch.equal(weights.moments, before)
     weights(image, text, update=True)
     weights.take_back(torch.tensor(False)) if on_device else None
-    assert not torch.equal(weights.mixture, before)
+    assert not torch.equal(weights.moments, before)
     fresh = PairWeights()
     fresh.load_state_dict(weights.state_dict())
-    assert torch.equal(fresh.mixture, weights.mixture)
+    assert torch.equal(fresh.moments, weights.moments)

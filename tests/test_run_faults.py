@@ -380,13 +380,16 @@ def call_arguments(node: ast.AST) -> list[str]:
 
 
 MESSAGES = {"data/ray_map.py"}  # between the processes of one job, never from a file
+ARRAYS = {
+    "evaluation/layout_arrays.py"
+}  # CIFAR's releases, by an unpickler that knows arrays only (tests/test_catalogue_faults.py)
 
 
 def test_no_code_of_ours_unpickles():
     """No import of a pickling module, no call that unpickles; in training/ not even a restricted one."""
     root, found = Path(softclip_cli.__file__).parent, []
     for path in root.rglob("*.py"):
-        if path.relative_to(root).as_posix() in MESSAGES:
+        if path.relative_to(root).as_posix() in MESSAGES | ARRAYS:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names: list[str] = []

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from softclip_cli.evaluation.intervals import LEVEL, ends
+from softclip_cli.evaluation.intervals import LEVEL, difference_bounds, ends
 from softclip_cli.evaluation.item_metrics import Items
 
 DRAWS = 4000
@@ -111,18 +111,17 @@ def from_few_samples(value: float, samples: np.ndarray) -> Difference:
 
 
 def unpaired(first: tuple[float, float, float], second: tuple[float, float, float]) -> Difference:
-    """Second minus first from (value, low, high) each, as if from independent samples.
+    """Second minus first from (value, low, high) each, as if from independent samples (`intervals.difference_bounds`).
 
-    The interval squares and adds the distances to the ends that matter (Newcombe 1998, method 10; Zou and Donner 2008).
-    For models on the same items, whose errors go together, it is too wide: careful, not wrong.
+    For models on the same items, whose errors go together, the interval is too wide: careful, not wrong.
     """
     (a, low_a, high_a), (b, low_b, high_b) = first, second
     value = b - a
-    below, above = math.hypot(b - low_b, high_a - a), math.hypot(high_b - b, a - low_a)
-    towards_zero = below if value > 0 else above
+    low, high = difference_bounds(b, (low_b, high_b), a, (low_a, high_a))
+    towards_zero = value - low if value > 0 else high - value
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     p = 1.0 if value == 0 else 0.0 if towards_zero == 0 else _two_sided(z * value / towards_zero)
-    return Difference(value, value - below, value + above, p)
+    return Difference(value, low, high, p)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:

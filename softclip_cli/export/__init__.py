@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from softclip_cli.data.split_writer import write_json
 from softclip_cli.errors import HostError, UsageError, nearest
 from softclip_cli.evaluation.result import run_folder
 from softclip_cli.registry import open_model, parse_reference, split_checkpoint
+from softclip_cli.reports.facts import without_folders
 from softclip_cli.reports.model_card import write_export_card
 from softclip_cli.runs import Run
 
@@ -107,11 +107,6 @@ def export(
     except (OSError, SafetensorError) as error:
         raise HostError(f"{out} cannot be written", str(error), "check the disk, or choose another folder") from error
     return document
-
-
-def without_folders(text: str) -> str:
-    """A model reference without the folders of this machine: only the last part of an absolute path stays."""
-    return re.sub(r"(?<![\w.~-])~?/(?:[^\s/@+:]+/)*(?=[^\s/@+:]+)", "", text)
 
 
 def _checkpoint(reference: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -268,3 +269,8 @@ def text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {text(item)}" for key, item in value.items())
     return str(value)
+
+
+def without_folders(text: str) -> str:
+    """Without the folders of this machine: only the last part of an absolute path stays. What leaves the machine is for others."""
+    return re.sub(r"(?<![\w.~-])~?/(?:[^\s/@+:]+/)*(?=[^\s/@+:]+)", "", text)

@@ -126,10 +126,10 @@ def _body(run: Run, rows: list[MetricRow], note: str, evaluated: bool, export: M
     """The part of a card that softclip writes."""
     corpus = facts.corpus_facts(run)
     told = [fact for fact in facts.run_facts(run) if fact.label != "Known noise"]
-    of_data = [(fact.label, _placeless(fact.value)) for fact in told if fact.section == "data"]
+    of_data = [(fact.label, facts.without_folders(fact.value)) for fact in told if fact.section == "data"]
     if of_data:
         of_data.append(("Licence of the data", _data_licence(corpus)))
-    of_training = [(fact.label, _placeless(fact.value)) for fact in told if fact.section != "data"]
+    of_training = [(fact.label, facts.without_folders(fact.value)) for fact in told if fact.section != "data"]
     preset = _preset(run)
     template = template_environment(for_html=False).get_template("model_card.md.jinja")
     return template.render(
@@ -201,16 +201,13 @@ def limitations(run: Run, corpus: dict[str, Any], *, evaluated: bool) -> list[st
 
 def _summary(run: Run) -> str:
     what = (
-        f"A CLIP-style image-text model (`{_placeless(run.model)}`)" if run.model else "A CLIP-style image-text model"
+        f"A CLIP-style image-text model (`{facts.without_folders(run.model)}`)"
+        if run.model
+        else "A CLIP-style image-text model"
     )
     objective = f" with the `{run.objective}` objective" if run.objective else ""
-    corpus = f" on `{_placeless(run.corpus)}`" if run.corpus else ""
+    corpus = f" on `{facts.without_folders(run.corpus)}`" if run.corpus else ""
     return f"{what}, trained{objective}{corpus} by softclip."
-
-
-def _placeless(text: str) -> str:
-    """Without the folders of the machine that trained: only the last part of an absolute path stays. A card is for others."""
-    return re.sub(r"(?<![\w.~-])~?/(?:[^\s/@+:]+/)*(?=[^\s/@+:]+)", "", text)
 
 
 def _data_licence(corpus: Mapping[str, Any]) -> str:
