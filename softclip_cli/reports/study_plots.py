@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,7 +116,8 @@ def line_panels(
             late = [p.y for panel in panels.values() for points in panel.values() for p in points[len(points) // 4 :]]
             if early and min(early) < min(late):
                 grid[0, 0].set_ylim(bottom=min(late) - 0.05 * (max(late) - min(late)))
-        figure.suptitle(clean(title), fontsize=12.5, x=0.01, ha="left")
+        letters = int(figure.get_figwidth() * 11)  # of a line, at this size
+        figure.suptitle(textwrap.fill(clean(title), letters), fontsize=12.5, x=0.01, ha="left")
         for axes, panel in zip(grid.flat, panels.values(), strict=False):
             _name_lines(axes, panel, names, height)
         path.parent.mkdir(parents=True, exist_ok=True)
