@@ -45,7 +45,7 @@ class DemoOptions:
     """
 
     out: Path
-    objectives: tuple[str, ...] = ("clip", "psd")
+    objectives: tuple[str, ...] = ("clip", "softclip")
     pairs: int = 10_000
     noise: float = 0.3
     steps: int = 700

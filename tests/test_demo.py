@@ -20,14 +20,14 @@ def test_the_demo_trains_evaluates_and_draws(tmp_path):
     result = CliRunner().invoke(app, ["demo", *options])
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    for name in ("clip", "psd"):
+    for name in ("clip", "softclip"):
         tasks = {entry["task"] for entry in document["evaluations"][name]}
         assert tasks == {"zeroshot", "probe", "retrieval", "shift", "composition"}
     page = (tmp_path / "demo" / "index.html").read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     made = DemoOptions(tmp_path / "demo", pairs=1000, steps=12, batch_size=32)
-    run, corpus = Run(document["runs"]["psd"]), Corpus.open(tmp_path / "demo" / "corpus")
+    run, corpus = Run(document["runs"]["softclip"]), Corpus.open(tmp_path / "demo" / "corpus")
     assert same_training(run, made, corpus)
     assert not same_training(run, replace(made, steps=13), corpus)
     assert not same_training(run, made, replace(corpus, info={**corpus.info, "fingerprint": "another"}))

@@ -25,7 +25,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
 ) -> None:
-    """See it work: train clip and psd on the same noisy pairs, evaluate both, and draw one page. A few minutes on a laptop."""
+    """See it work: train clip and softclip on the same noisy pairs, evaluate both, and draw one page. A few minutes on a laptop."""
     import time
 
     from softclip_cli.console_training import TrainingView
@@ -47,10 +47,10 @@ def demo(
 
     def render() -> None:
         header, rows = text_table(main_rows(metric_rows(made.documents)), list(made.runs))
-        console.table(f"clip and psd on the same {pairs:,} pairs, {noise:.0%} of them noisy", header, rows)
+        console.table(f"clip and softclip on the same {pairs:,} pairs, {noise:.0%} of them noisy", header, rows)
         console.out.print(f"page: {made.page}", markup=False)
 
     console.emit(document, as_json, render)
     console.note(
-        f"done in {seconds / 60:.1f} minutes · next: softclip retrieve --model {made.runs['psd'].path} · docs/quickstart.md"
+        f"done in {seconds / 60:.1f} minutes · next: softclip retrieve --model {made.runs['softclip'].path} · docs/quickstart.md"
     )

@@ -34,7 +34,8 @@ def train(
         typer.Option("--data", metavar="CORPUS", help="Prepared corpus to train on. Left out: the generated corpus."),
     ] = None,
     objective: Annotated[
-        str | None, typer.Option("--objective", metavar="NAME", help="psd, clip, ... See: softclip objectives list.")
+        str | None,
+        typer.Option("--objective", metavar="NAME", help="softclip, psd, clip, ... See: softclip objectives list."),
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", metavar="NAME", help="Start from a named recipe.")] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings.")] = None,
@@ -113,7 +114,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
 ) -> None:
-    """Train a model with soft targets. Without options: a small model, the generated corpus, the psd objective."""
+    """Train a model with soft targets. Without options: a small model, the generated corpus, the softclip objective."""
     chosen: dict[str, Any] = {}
     for section, key, value in (
         ("model", "reference", model),

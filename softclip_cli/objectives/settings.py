@@ -25,7 +25,7 @@ MARKS = {
 class ObjectiveSettings(Section):
     """What to minimise: a preset and, where wanted, other choices than the preset's (None = as the preset says)."""
 
-    name: str = "psd"
+    name: str = "softclip"
     """the preset: `softclip objectives list` shows them, `softclip objectives show NAME` explains one"""
     loss: Literal["softmax", "sigmoid"] | None = None
     """softmax: cross entropy over the batch; sigmoid: every pair on its own (SigLIP)"""
