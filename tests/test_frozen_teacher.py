@@ -92,6 +92,7 @@ def tiny_run(colour_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         TrainSettings,
         SMALL,
         {"data": {"corpus": str(colour_corpus), "captions": "first"}, "schedule": {"steps": 25}, "eval": {"every": 25}},
+        {"objective": {"name": "psd"}},
     )
     return train(Plan(made, tmp_path_factory.mktemp("runs") / "teacher"))
 

@@ -32,6 +32,7 @@ SMALL = {
     "model": {"reference": "tiny"},
     "data": {"batch_size": 16, "workers": 0},
     "schedule": {"steps": 6},
+    "objective": {"name": "psd"},
     "log": {"every": 1},
     "eval": {"every": 100},
     "checkpoint": {"every": 2, "keep": 9},
