@@ -43,13 +43,14 @@ def test_scores_are_the_same_with_and_without_the_matrix(count: int) -> None:
     for i in range(count):
         row, column = np.delete(scores[i], i), np.delete(scores[:, i], i)
         expected.append((scores[i, i] - row.mean()) / row.std() / 2 + (scores[i, i] - column.mean()) / column.std() / 2)
-    np.testing.assert_allclose(standardised_scores(image, text).numpy(), expected, rtol=1e-9)
+    own, random = standardised_scores(image, text)
+    np.testing.assert_allclose(own.numpy(), expected, rtol=1e-9)
     shifted = []
     for i in range(count):
         j = (i + 1) % count
         row, column = np.delete(scores[i], i), np.delete(scores[:, j], j)
         shifted.append((scores[i, j] - row.mean()) / row.std() / 2 + (scores[i, j] - column.mean()) / column.std() / 2)
-    np.testing.assert_allclose(standardised_scores(image, text, shift=1).numpy(), shifted, rtol=1e-9)
+    np.testing.assert_allclose(random.numpy(), shifted, rtol=1e-9)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.6])

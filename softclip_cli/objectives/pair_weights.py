@@ -31,17 +31,17 @@ VARIANCES = (0.1, 9.0)  # of both distributions
 RANDOM = (0.5, 0.0, 1.0)  # share below 0, first and second moment of z of random pairs
 
 
-def standardised_scores(image: Tensor, text: Tensor, shift: int = 0) -> Tensor:
-    """How far each own pair's similarity lies above those of its image with other texts and of its text with other images.
+def standardised_scores(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """How far a pair's similarity lies above those of its image with other texts and of its text with other images.
 
     Memory is linear in N for large batches: means and second moments follow from d × d sums.
 
     Args:
         image, text: (N, d), L2-normalised, row i of both being a pair; N ≥ 3.
-        shift: of image i with text i + shift (round) instead; what a row is compared with is the same.
 
     Returns:
-        (N,) z, the mean over both directions, in standard deviations.
+        (N,) z of the pairs, the mean over both directions, in standard deviations; and (N,) z of each image with the next pair's
+        text, compared with the same others.
     """
     count, width = image.shape
     own = (image * text).sum(dim=1)
@@ -52,10 +52,13 @@ def standardised_scores(image: Tensor, text: Tensor, shift: int = 0) -> Tensor:
     else:
         sums = _sums(image, text), _sums(text, image)
     of_image, of_text = (_mean_and_deviation(total - own, square - own.square(), count - 1) for total, square in sums)
-    if shift:
-        own = (image * text.roll(-shift, dims=0)).sum(dim=1)
-        of_text = (of_text[0].roll(-shift), of_text[1].roll(-shift))
-    return 0.5 * ((own - of_image[0]) / of_image[1] + (own - of_text[0]) / of_text[1])
+    following = (image * text.roll(-1, dims=0)).sum(dim=1)
+    of_following = [moment.roll(-1) for moment in of_text]
+    z, random = (
+        0.5 * ((score - of_image[0]) / of_image[1] + (score - mean) / deviation)
+        for score, (mean, deviation) in ((own, of_text), (following, of_following))
+    )
+    return z, random
 
 
 def _sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +96,7 @@ class PairWeights(nn.Module):
         """
         if image.shape[0] < 3:
             return image.new_ones(image.shape[0]), {}
-        z = standardised_scores(image, text)
+        z, random = standardised_scores(image, text)
         share, mean, variance, null_mean, null_variance = self._mixture(z)
         null = (1 - share) * torch.exp(-0.5 * (z - null_mean).square() / null_variance) / null_variance.sqrt()
         match = share * torch.exp(-0.5 * (z - mean).square() / variance) / variance.sqrt()
@@ -103,7 +106,7 @@ class PairWeights(nn.Module):
         trust = ((separation - low) / (high - low)).clamp(0, 1)
         weights = (1 - trust * (1 - belongs)).clamp_min(LEAST)
         if update:
-            self._learn(z, standardised_scores(image, text, shift=1))
+            self._learn(z, random)
         report = {"clean_share": share, "separation": separation, "judged": trust, "pair_weight": weights.mean()}
         return weights / weights.mean(), report
 
