@@ -23,7 +23,8 @@ from softclip_cli.study.store import Store
 from softclip_cli.training.device import choose_device
 from softclip_cli.training.encoder import ProjectionEncoder
 from softclip_cli.training.features import default_options
-from softclip_cli.training.heads import Heads, Trained, Weights, trains_heads_only
+from softclip_cli.training.heads import Heads, Trained, trains_heads_only
+from softclip_cli.training.projections import Weights
 from softclip_cli.training.run_data import open_corpus
 from softclip_cli.training.run_folder import Report
 from softclip_cli.training.settings import TrainSettings

@@ -1,8 +1,7 @@
 """Many runs on the same frozen towers, in one process: trunk features are loaded once, and each run trains projections on them.
 
-The steps are the trainer's own (`training/stepper.py`), the data those of `training/start.py`: a run gives what `softclip train` gives with
-the same settings, without its folder, checkpoints and logs. In contrast to that, a run whose loss stays no number ends: there is no
-checkpoint to go back to.
+How they are trained: `training/projections.py`; the data are those of `training/start.py`. A run gives what `softclip train` gives with the
+same settings, without its folder, checkpoints and logs.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from softclip_cli.data.altered import Alteration
-from softclip_cli.errors import TrainingError, UsageError
+from softclip_cli.errors import UsageError
 from softclip_cli.evaluation.retrieval import retrieval_metrics
 from softclip_cli.model import Model
 from softclip_cli.objectives.objective import Objective
@@ -27,18 +25,17 @@ from softclip_cli.objectives.settings import resolve
 from softclip_cli.training.device import choose_device, choose_precision
 from softclip_cli.training.distributed import World
 from softclip_cli.training.encoder import ProjectionEncoder, Projections
-from softclip_cli.training.features import FeatureStore, default_options, feature_batches, trunk_features
+from softclip_cli.training.features import FeatureStore, default_options, trunk_features
 from softclip_cli.training.frozen_teacher import FrozenTeacher, open_teacher, prepare_teacher
+from softclip_cli.training.projections import ProjectionTraining, Weights, copied, encoder_with, projection_state
 from softclip_cli.training.run_data import alteration, build_sampler, open_corpus, training_split
 from softclip_cli.training.run_folder import Report
 from softclip_cli.training.settings import TrainSettings
-from softclip_cli.training.stepper import Stepper
-from softclip_cli.training.student import build_average, build_model, is_untrained
+from softclip_cli.training.student import build_model
 from softclip_cli.training.teachers import AverageTeacher, StoredTeacher, Teacher
 from softclip_cli.training.trainer import unheard
 
 BOTH = {"image", "text"}
-Weights = dict[str, Tensor]
 
 
 def trains_heads_only(settings: TrainSettings) -> bool:
@@ -106,15 +103,12 @@ class Heads:
         """The projections that a run of this seed starts from."""
         seed = settings.schedule.seed
         if seed not in self._fresh:
-            module = Projections(build_model(settings, self.device))
-            self._fresh[seed] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            self._fresh[seed] = projection_state(build_model(settings, self.device))
         return self._fresh[seed]
 
     def encoder(self, weights: Weights) -> ProjectionEncoder:
         """The model with these projections in it."""
-        module = Projections(self.model)
-        module.load_state_dict(weights)
-        return ProjectionEncoder(module)
+        return encoder_with(self.model, weights)
 
     def train(
         self,
@@ -137,61 +131,45 @@ class Heads:
         """
         change = alteration(self.data, settings)
         store = self.store.altered(change)
-        sampler = build_sampler(store.image, settings)
-        steps = settings.schedule.total(sampler.steps_per_epoch)
-        encoder = self.encoder(self.fresh(settings))
         choice = resolve(settings.objective, batch_size=settings.data.batch_size)
-        guide = None
-        if choice.teacher == "frozen" and taught_by is None:
-            guide = self._stored_teacher(settings, choice.teacher_model, steps)
-        width = guide.store.image.shape[1] if guide else None
-        objective = Objective(choice, embed_dim=self.model.embed_dim, teacher_dim=width).to(self.device)
-        if is_untrained(settings.model.reference):
-            with torch.no_grad():
-                self.model.net.logit_scale.fill_(torch.tensor(objective.initial_logit_scale).log())
-        ema = build_average(objective, encoder)
-        teacher: Teacher | None = AverageTeacher(encoder.like(ema.module)) if ema is not None else None
-        if guide is not None:
-            teacher = StoredTeacher(guide.store.altered(change), guide.logit_scale)
-        elif taught_by is not None:
-            module = copy.deepcopy(encoder.module)
+        teacher: Teacher | None = None
+        width = None
+        if taught_by is not None:
+            module = copy.deepcopy(Projections(self.model))
             module.load_state_dict(taught_by)
-            teacher = AverageTeacher(encoder.like(module.requires_grad_(False)))
-        stepper = Stepper(settings, self.model, encoder, objective, ema, teacher, steps)
-        averaged = ema if settings.eval.weights == "ema" else None
+            teacher = AverageTeacher(ProjectionEncoder(module.requires_grad_(False)))
+        elif choice.teacher == "frozen":
+            steps = settings.schedule.total(build_sampler(store.image, settings).steps_per_epoch)
+            guide = self._stored_teacher(settings, choice.teacher_model, steps)
+            teacher, width = StoredTeacher(guide.store.altered(change), guide.logit_scale), guide.store.image.shape[1]
+        training = ProjectionTraining(self.model, self.fresh(settings), store, settings, teacher, width)
+        encoder, steps, per_epoch = training.encoder, training.steps, training.sampler.steps_per_epoch
+        averaged = training.stepper.ema if settings.eval.weights == "ema" else None
         trained = Trained(steps, len(store.image), int(store.first[-1]))
-        self.model.train()
         wall, cpu = time.perf_counter(), time.process_time()
-        for batch in feature_batches(store, sampler, 0, steps, settings.data.captions):
-            stepper(batch.step, batch, False)
-            if stepper.guard.streak >= settings.optimizer.max_skipped:
-                raise TrainingError(
-                    f"loss or gradient were no number for {stepper.guard.streak} batches in a row, up to step {batch.step + 1}",
-                    "training diverged",
-                    "a lower learning rate, or a longer warm-up",
-                )
+        for batch, _ in training:
             done = batch.step + 1
-            if done < steps and (measure is None or done % sampler.steps_per_epoch):
+            if done < steps and (measure is None or done % per_epoch):
                 continue
             trained.seconds += time.perf_counter() - wall
             trained.cpu_seconds += time.process_time() - cpu
             with averaged.swapped_into(encoder.module) if averaged is not None else nullcontext():
                 if measure is not None:
                     entry = {
-                        "epoch": done / sampler.steps_per_epoch,
+                        "epoch": done / per_epoch,
                         "step": float(done),
                         "seconds": trained.seconds,
                         "cpu_seconds": trained.cpu_seconds,
                         **measure(encoder),
                     }
                     if not trained.curve or entry[best] > max(before[best] for before in trained.curve):
-                        trained.best, trained.best_epoch = _copied(encoder), entry["epoch"]
+                        trained.best, trained.best_epoch = copied(encoder), entry["epoch"]
                     trained.curve.append(entry)
                 if done == steps:
-                    trained.last = _copied(encoder)
+                    trained.last = copied(encoder)
             wall, cpu = time.perf_counter(), time.process_time()
         if measure is None:
-            trained.best, trained.best_epoch = trained.last, steps / sampler.steps_per_epoch
+            trained.best, trained.best_epoch = trained.last, steps / per_epoch
         return trained
 
     def _stored_teacher(self, settings: TrainSettings, reference: str | None, steps: int) -> StoredTeacher:
@@ -251,7 +229,3 @@ class Heads:
             owner = np.repeat(np.arange(len(store.image)), np.diff(store.first.numpy()))
             self._held_out[split] = (store, rows, owner)
         return self._held_out[split]
-
-
-def _copied(encoder: ProjectionEncoder) -> Weights:
-    return {name: tensor.detach().clone() for name, tensor in encoder.module.state_dict().items()}
