@@ -9,7 +9,7 @@ import numpy as np
 
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation.embed import Progress
-from softclip_cli.evaluation.intervals import LEVEL, metric
+from softclip_cli.evaluation.intervals import metric, t_bounds
 from softclip_cli.evaluation.logistic import choose_strength, fit, peak, predict
 from softclip_cli.evaluation.sets import ClassificationSet
 from softclip_cli.evaluation.solver_arrays import SolverArrays
@@ -43,14 +43,7 @@ def few_shot_draw(labels: np.ndarray, shots: int, seed: int, extra: int | None =
 
 def mean_over_draws(values: Sequence[float]) -> dict[str, Any]:
     """The metric of a mean over draws, with Student's t-interval where there are two or more."""
-    from scipy import stats
-
-    found = np.asarray(values, dtype=np.float64)
-    mean, bounds = float(found.mean()), None
-    if len(found) > 1:
-        half = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
-        bounds = (mean - half, mean + half)
-    return metric(mean, len(found), bounds, interval="Student's t over the draws, 95 %")
+    return metric(float(np.mean(values)), len(values), t_bounds(values), interval="Student's t over the draws, 95 %")
 
 
 def few_shot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -56,6 +57,18 @@ def clopper_pearson(hits: int, n: int, level: float = LEVEL) -> tuple[float, flo
     low = float(beta.ppf(tail, hits, n - hits + 1)) if hits > 0 else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
     return low, high
+
+
+def t_bounds(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's t interval of the mean of a few independent values (seeds, draws); None for fewer than two."""
+    from scipy import stats
+
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2:
+        return None
+    mean = float(sample.mean())
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * sample.std(ddof=1)) / math.sqrt(len(sample))
+    return mean - half, mean + half
 
 
 def difference_bounds(

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from softclip_cli.evaluation.intervals import LEVEL, difference_bounds, ends
+from softclip_cli.evaluation.intervals import LEVEL, difference_bounds, ends, t_bounds
 from softclip_cli.evaluation.item_metrics import Items
 
 DRAWS = 4000
@@ -142,13 +142,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
 
 def over_seeds(values: Sequence[float]) -> Difference:
     """The mean over seeds with Student's t interval; no interval for a single one, and no p value."""
-    from scipy import stats
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Difference(mean)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Difference(mean, mean - half, mean + half)
+    return Difference(float(np.mean(values)), *(t_bounds(values) or ()))
 
 
 def seeds_apart(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[Difference, str] | None:
@@ -176,15 +170,17 @@ def seeds_apart(first: Mapping[int, float], second: Mapping[int, float]) -> tupl
     return Difference(value, float(interval.low), float(interval.high), float(test.pvalue)), "Welch's t"
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of p values (Holm 1979): what is below 0.05 afterwards is so for the whole family."""
-    count = len(values)
-    order = sorted(range(count), key=lambda place: values[place])
-    adjusted, highest = [0.0] * count, 0.0
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm 1979): what is below 0.05 afterwards is so for the whole family.
+
+    NaN stays NaN and does not count.
+    """
+    order = sorted((place for place, p in enumerate(p_values) if not math.isnan(p)), key=lambda place: p_values[place])
+    corrected, highest = [math.nan] * len(p_values), 0.0
     for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (count - rank) * values[place]))
-        adjusted[place] = highest
-    return adjusted
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected
 
 
 def _two_sided(z: float) -> float:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softclip_cli.errors import DataError, nearest
+from softclip_cli.evaluation.intervals import t_bounds
+from softclip_cli.evaluation.paired import holm
 
 if TYPE_CHECKING:
     import pandas as pd
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,7 @@ class Line:
 
 def mean_interval(values: Sequence[float]) -> Mean:
     """The mean with its t interval."""
-    from scipy import stats
-
-    sample = np.asarray(values, dtype=np.float64)
-    n, middle = len(sample), float(sample.mean())
-    if n < 2:
-        return Mean(middle, math.nan, math.nan, n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * float(sample.std(ddof=1)) / math.sqrt(n)
-    return Mean(middle, middle - half, middle + half, n)
+    return Mean(float(np.mean(values)), *(t_bounds(values) or (math.nan, math.nan)), len(values))
 
 
 def compare(row: Sequence[float], baseline: Sequence[float]) -> Comparison:
@@ -123,19 +116,6 @@ def compare(row: Sequence[float], baseline: Sequence[float]) -> Comparison:
         t_test = float(stats.ttest_1samp(differences, 0.0).pvalue)
         wilcoxon = float(stats.wilcoxon(differences).pvalue)
     return Comparison(found, t_test, wilcoxon)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Holm, Scand. J. Statist. 1979): the chance of any false finding stays below the level.
-
-    NaN stays NaN and does not count.
-    """
-    order = sorted((place for place, p in enumerate(p_values) if not math.isnan(p)), key=lambda place: p_values[place])
-    corrected, largest = [math.nan] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
 
 
 def summarise(table: pd.DataFrame, metric: str, baseline: str, when: str = "last") -> list[Line]:
