@@ -310,16 +310,21 @@ def test_the_command_finds_wrong_captions_and_writes_all(noisy_corpus, tmp_path,
     assert refused.exit_code == 3 and "is not an audit" in refused.output
 
 
-def test_a_run_of_other_data_leaves_its_records_out(noisy_corpus, colour_corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("altered", [{}, {"share": 0.9}, {"mismatched": 0.2}], ids=str)
+def test_a_run_of_other_data_leaves_its_records_out(noisy_corpus, colour_corpus, tmp_path, monkeypatch, altered):
+    """Of another corpus, or of this one changed on purpose: rows or captions have other numbers then."""
     monkeypatch.chdir(tmp_path)
-    made = settings(colour_corpus, schedule={"steps": 2}, log={"alignments": True}, eval={"every": 2})
+    trained_on = noisy_corpus[0] if altered else colour_corpus
+    made = settings(trained_on, schedule={"steps": 2}, log={"alignments": True}, eval={"every": 2})
+    made = made.model_copy(update={"data": made.data.model_copy(update=altered)})
     run = train(Plan(made, tmp_path / "run"))
     result = CliRunner().invoke(
         app, ["audit", str(noisy_corpus[0]), "--model", str(run), "--top", "2", "--workers", "0"]
     )
     assert result.exit_code == 0, result.output
     assert "was trained on other data" in " ".join(result.output.split())
-    assert "seen" not in pq.read_schema(tmp_path / "audit-colours" / "pairs.parquet").names
+    (pairs,) = tmp_path.glob("audit-*/pairs.parquet")
+    assert "seen" not in pq.read_schema(pairs).names
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from softclip_cli.config import build
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.errors import DataError, ModelError, UsageError
 from softclip_cli.evaluation.embed import EmbedOptions
+from softclip_cli.evaluation.result import run_folder
 from softclip_cli.model import Model
 from softclip_cli.registry import parse_reference
 from softclip_cli.training.features import FeatureStore, trunk_features
@@ -126,7 +126,8 @@ def audit(
     began, options = time.monotonic(), options or AuditOptions()
     report, say = progress or (lambda what, done, total: None), note or (lambda text: None)
     data = corpus.split(options.split)
-    run = run_of(model.reference)
+    place = run_folder(model.reference)
+    run = None if place is None else runs.Run(place)
     pair = frozen_pair(model.reference, run)
     if parse_reference(model.reference).kind == "architecture" and not parse_reference(model.reference).weights:
         raise UsageError(
@@ -213,19 +214,6 @@ def audit(
     return Audit(data["key"][:], texts, owner, number, evidence, odds, order, missed, beats, better, document)
 
 
-def run_of(reference: str) -> runs.Run | None:
-    """The run that a model reference names, if it names one."""
-    parsed = parse_reference(reference)
-    if parsed.kind == "run":
-        return runs.find_run(parsed.name)
-    if parsed.kind == "folder":
-        folder = Path(parsed.name)
-        for place in (folder, *folder.resolve().parents[:2]):  # RUN/checkpoints/STEP
-            if runs.is_run(place):
-                return runs.Run(place)
-    return None
-
-
 def frozen_pair(reference: str, run: runs.Run | None) -> str:
     """The pair of towers whose features can be taken as they are, since nothing was trained in them here; else empty."""
     if parse_reference(reference).kind == "pair":
@@ -300,8 +288,11 @@ def judged(
 def _records(run: runs.Run | None, corpus: Corpus, split: str, first: np.ndarray, say: Note) -> dict[str, np.ndarray]:
     if run is None:
         return {}
-    theirs = run.data.get("fingerprint")
-    if theirs != corpus.fingerprint or run.data.get("split", split) != split:
+    theirs, chosen = run.data.get("fingerprint"), run.config.get("data", {})
+    altered = (
+        chosen.get("share", 1) != 1 or chosen.get("mismatched", 0) != 0
+    )  # then rows and captions are not the corpus's
+    if theirs != corpus.fingerprint or run.data.get("split", split) != split or altered:
         say(
             f"run {run.name} was trained on other data than this: what it kept of its pairs while it trained is left out"
         )
