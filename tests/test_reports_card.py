@@ -233,7 +233,7 @@ def test_the_command_writes_the_card_anew_and_keeps_the_licence(
 
 
 def test_a_new_evaluation_renews_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from softclip_cli.commands.evaluate import finish
+    from softclip_cli.commands.evaluation_output import finish, finish_all
 
     monkeypatch.setenv("SOFTCLIP_RUNS", str(tmp_path))
     run = make_run(tmp_path, "a", skill=0.6)
@@ -244,3 +244,6 @@ def test_a_new_evaluation_renews_the_card(tmp_path: Path, monkeypatch: pytest.Mo
     assert "cifar10" not in path.read_text()
     finish(new, None, True, lambda document: None)
     assert "| Zero-shot classification | cifar10 |" in path.read_text()
+    several = [{**new, "dataset": {**new["dataset"], "name": name}} for name in ("stl10", "mnist")]
+    finish_all(several, None, True, lambda documents: None)
+    assert "stl10" in path.read_text() and "mnist" in path.read_text()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.evaluate import (
+from softclip_cli.commands.evaluation_options import (
     BatchOption,
     CacheOption,
     DebugOption,
@@ -21,10 +21,9 @@ from softclip_cli.commands.evaluate import (
     RootOption,
     WorkersOption,
     embed_options,
-    finish,
-    show_table,
     take_model,
 )
+from softclip_cli.commands.evaluation_output import finish, show_table
 from softclip_cli.console import guarded
 
 
@@ -80,7 +79,7 @@ def alignment(
     """
     from softclip_cli.errors import UsageError
     from softclip_cli.evaluation.alignment import alignment as evaluate
-    from softclip_cli.evaluation.locate import rated_set
+    from softclip_cli.evaluation.locate_captions import rated_set
 
     if set_ and objective is None:
         raise UsageError("--set needs --objective", "it sets a choice of an objective", "add --objective psd")

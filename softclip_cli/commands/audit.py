@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.evaluate import (
+from softclip_cli.commands.evaluation_options import (
     BatchOption,
     CacheOption,
     DebugOption,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.evaluate import (
+from softclip_cli.commands.evaluation_options import (
     BatchOption,
     CacheOption,
     DebugOption,
@@ -20,12 +20,9 @@ from softclip_cli.commands.evaluate import (
     RootOption,
     WorkersOption,
     embed_options,
-    finish,
-    interval,
-    show_table,
-    shown,
     take_model,
 )
+from softclip_cli.commands.evaluation_output import finish, interval, show_table, shown
 from softclip_cli.console import guarded
 
 
@@ -62,7 +59,7 @@ def composition(
     Example: softclip eval composition --dataset sugarcrepe
     """
     from softclip_cli.evaluation.composition import composition as evaluate
-    from softclip_cli.evaluation.locate import composition_set
+    from softclip_cli.evaluation.locate_captions import composition_set
     from softclip_cli.evaluation.pairs import paired_composition
     from softclip_cli.evaluation.sets import CompositionSet
 

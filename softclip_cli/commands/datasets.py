@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.evaluate import DebugOption, JsonOption, RootOption
+from softclip_cli.commands.evaluation_options import DebugOption, JsonOption, RootOption
 from softclip_cli.console import guarded
 
 LABELLED = ("classification", "multi-label")  # tasks with class names and prompts

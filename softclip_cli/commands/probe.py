@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.evaluate import (
+from softclip_cli.commands.evaluation_options import (
     BatchOption,
     CacheOption,
     DatasetOption,
@@ -21,13 +21,9 @@ from softclip_cli.commands.evaluate import (
     RootOption,
     WorkersOption,
     embed_options,
-    finish,
-    headline,
-    interval,
-    show_table,
-    shown,
     take_model,
 )
+from softclip_cli.commands.evaluation_output import finish, headline, interval, show_table, shown
 from softclip_cli.commands.values import parse_counts
 from softclip_cli.console import guarded
 
@@ -85,7 +81,7 @@ def probe(
     wanted = None if shots is None else parse_counts("--shots", shots)
     allow_dispatch()
     from softclip_cli.evaluation.few_shot import SEEDS
-    from softclip_cli.evaluation.locate import probe_sets
+    from softclip_cli.evaluation.locate_probe import probe_sets
     from softclip_cli.evaluation.probe import probe as evaluate
 
     sets = probe_sets(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.evaluate import (
+from softclip_cli.commands.evaluation_options import (
     BatchOption,
     CacheOption,
     DebugOption,
@@ -21,13 +21,9 @@ from softclip_cli.commands.evaluate import (
     RootOption,
     WorkersOption,
     embed_options,
-    finish,
-    headline,
-    interval,
-    show_table,
-    shown,
     take_model,
 )
+from softclip_cli.commands.evaluation_output import finish, headline, interval, show_table, shown
 from softclip_cli.console import guarded
 
 
@@ -66,7 +62,7 @@ def retrieve(
 
     Example: softclip retrieve --split coco-5k
     """
-    from softclip_cli.evaluation.locate import retrieval_set
+    from softclip_cli.evaluation.locate_captions import retrieval_set
     from softclip_cli.evaluation.retrieval import embed_pairs, retrieval
     from softclip_cli.evaluation.saved_embeddings import require_free, save_embeddings
 

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.evaluate import (
+from softclip_cli.commands.evaluation_options import (
     BatchOption,
     CacheOption,
+    ClassNamesOption,
     DebugOption,
     DeviceOption,
     JsonOption,
     ModelOption,
     NoCacheOption,
+    OutFolderOption,
     PrecisionOption,
     RootOption,
+    SinglePromptOption,
+    TemplatesOption,
     WorkersOption,
     embed_options,
-    interval,
-    show_table,
-    shown,
     take_model,
 )
+from softclip_cli.commands.evaluation_output import finish_all, interval, show_table, shown
 from softclip_cli.console import guarded
 
 if TYPE_CHECKING:
@@ -95,22 +97,11 @@ def robustness(
     ] = None,
     model: ModelOption = None,
     data_root: RootOption = None,
-    classnames: Annotated[
-        Path | None, typer.Option("--classnames", metavar="FILE", help="Class names to use instead, as in zeroshot.")
-    ] = None,
-    templates: Annotated[
-        Path | None, typer.Option("--templates", metavar="FILE", help="Prompts to use instead, as in zeroshot.")
-    ] = None,
-    single_prompt: Annotated[
-        bool, typer.Option("--single-prompt", help="Only the single prompt, no ensemble.")
-    ] = False,
+    classnames: ClassNamesOption = None,
+    templates: TemplatesOption = None,
+    single_prompt: SinglePromptOption = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the corruptions' randomness.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Write the results into this folder. [default: evals/ of the model's run]"
-        ),
-    ] = None,
+    out: OutFolderOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
@@ -127,7 +118,6 @@ def robustness(
     Example: softclip eval robustness --dataset imagenet --corruption common --severity 1,3,5
     """
     from softclip_cli.errors import UsageError
-    from softclip_cli.evaluation import result
     from softclip_cli.evaluation.locate import Texts, classification_set
 
     if corruption is not None and (shift or baseline or baseline_table or relative_to or plot):
@@ -186,10 +176,9 @@ def robustness(
             from softclip_cli.reports.robustness_plot import write_plot
 
             write_plot(documents, plot)
-    paths = [result.save(one, out / result.file_name(one) if out is not None else None) for one in documents]
-    console.emit(documents, as_json, lambda: render(documents))
-    for path in [*filter(None, paths), *([plot] if plot is not None else [])]:
-        console.note(f"result: {path}")
+    finish_all(documents, out, as_json, render)
+    if plot is not None:
+        console.note(f"plot: {plot}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softclip_cli import console
-from softclip_cli.commands.evaluate import (
+from softclip_cli.commands.evaluation_options import (
     BatchOption,
     CacheOption,
     DebugOption,
@@ -19,9 +19,8 @@ from softclip_cli.commands.evaluate import (
     RootOption,
     WorkersOption,
     embed_options,
-    interval,
-    shown,
 )
+from softclip_cli.commands.evaluation_output import interval, renew_cards, shown
 from softclip_cli.console import guarded
 
 if TYPE_CHECKING:
@@ -153,6 +152,7 @@ def _report(wanted: Tasks, outcomes: Sequence[Outcome], strict: bool, as_json: b
         "failed": [_told(outcome) for outcome in failed],
     }
     console.emit(document, as_json, lambda: render(results))
+    renew_cards(Path(outcome.file) for outcome in results)
     kept = document["kept"]
     if kept:
         console.note(f"{kept} of {len(results)} results were there already (--resume never makes them again)")
