@@ -24,7 +24,7 @@ from softclip_cli.audit.odds import classifier
 from softclip_cli.audit.planted import embedded
 from softclip_cli.data.corpus import Corpus
 from softclip_cli.evaluation.alignment import agreement
-from softclip_cli.evaluation.locate import rated_set
+from softclip_cli.evaluation.locate_captions import rated_set
 from softclip_cli.training.features import default_options, trunk_features
 from softclip_cli.training.projections import fit_projections, projection_state
 from softclip_cli.training.student import build_model

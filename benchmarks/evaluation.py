@@ -48,7 +48,8 @@ OURS = """
 import json, sys
 from pathlib import Path
 from softclip_cli.evaluation.embed import EmbedOptions
-from softclip_cli.evaluation.locate import Texts, classification_set, retrieval_set
+from softclip_cli.evaluation.locate import Texts, classification_set
+from softclip_cli.evaluation.locate_captions import retrieval_set
 from softclip_cli.evaluation.retrieval import retrieval
 from softclip_cli.evaluation.zeroshot import zero_shot
 from softclip_cli.registry import open_model

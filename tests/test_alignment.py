@@ -21,7 +21,7 @@ from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation.alignment import agreement, alignment, auroc, kendall, target_scores
 from softclip_cli.evaluation.catalogue import catalogue
 from softclip_cli.evaluation.images import BytesImages
-from softclip_cli.evaluation.locate import rated_set
+from softclip_cli.evaluation.locate_captions import rated_set
 from softclip_cli.evaluation.ratings import RatedSet, read_table
 from softclip_cli.objectives.assignment import assigned_targets
 from softclip_cli.objectives.settings import ObjectiveSettings, resolve

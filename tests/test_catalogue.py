@@ -23,15 +23,9 @@ from softclip_cli.evaluation.catalogue import catalogue, find_entry
 from softclip_cli.evaluation.find import data_root, parse_dataset, present, wanted
 from softclip_cli.evaluation.images import FileImages
 from softclip_cli.evaluation.layouts import all_layouts
-from softclip_cli.evaluation.locate import (
-    Texts,
-    classification_set,
-    composition_set,
-    multi_label_set,
-    probe_sets,
-    rated_set,
-    retrieval_set,
-)
+from softclip_cli.evaluation.locate import Texts, classification_set, multi_label_set
+from softclip_cli.evaluation.locate_captions import composition_set, rated_set, retrieval_set
+from softclip_cli.evaluation.locate_probe import probe_sets
 
 DOT = numbered(0)
 OPENERS: dict[str, Callable[..., Any]] = {

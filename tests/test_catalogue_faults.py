@@ -15,7 +15,8 @@ from eval_fixtures import write_class_folders
 
 from softclip_cli.errors import DataError
 from softclip_cli.evaluation.catalogue import catalogue
-from softclip_cli.evaluation.locate import classification_set, multi_label_set, retrieval_set
+from softclip_cli.evaluation.locate import classification_set, multi_label_set
+from softclip_cli.evaluation.locate_captions import retrieval_set
 from softclip_cli.evaluation.protected import protected_set
 from softclip_cli.evaluation.sets import MultiLabelSet
 

@@ -21,7 +21,7 @@ from softclip_cli.errors import DataError
 from softclip_cli.evaluation.composition import composition
 from softclip_cli.evaluation.intervals import bootstrap_class_mean, wilson
 from softclip_cli.evaluation.layout_composition import EDITS
-from softclip_cli.evaluation.locate import composition_set
+from softclip_cli.evaluation.locate_captions import composition_set
 from softclip_cli.evaluation.pairs import CHANCE, pair_wins, paired_composition
 from softclip_cli.evaluation.sets import CompositionSet, PairedSet
 

@@ -20,7 +20,9 @@ from softclip_cli.evaluation.composition import true_caption_wins
 from softclip_cli.evaluation.corpus_evaluation import evaluate_corpus
 from softclip_cli.evaluation.corpus_sets import classification_task, corpus_tasks, find_task
 from softclip_cli.evaluation.item_metrics import item_metrics
-from softclip_cli.evaluation.locate import classification_set, probe_sets, retrieval_set
+from softclip_cli.evaluation.locate import classification_set
+from softclip_cli.evaluation.locate_captions import retrieval_set
+from softclip_cli.evaluation.locate_probe import probe_sets
 from softclip_cli.evaluation.probe import probe
 from softclip_cli.evaluation.retrieval import retrieval
 from softclip_cli.evaluation.robustness import mean_over_shifts

@@ -22,7 +22,7 @@ from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.embed import EmbedOptions
 from softclip_cli.evaluation.few_shot import few_shot_draw
 from softclip_cli.evaluation.images import BytesImages
-from softclip_cli.evaluation.locate import stratified_split
+from softclip_cli.evaluation.locate_probe import stratified_split
 from softclip_cli.evaluation.logistic import GRID, Tried, fit, peak, search
 from softclip_cli.evaluation.probe import probe
 from softclip_cli.evaluation.sets import ClassificationSet

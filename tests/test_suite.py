@@ -17,7 +17,9 @@ from softclip_cli.app import app
 from softclip_cli.errors import ModelError, UsageError
 from softclip_cli.evaluation.cache import FeatureCache
 from softclip_cli.evaluation.embed import EmbedOptions
-from softclip_cli.evaluation.locate import classification_set, probe_sets, retrieval_set
+from softclip_cli.evaluation.locate import classification_set
+from softclip_cli.evaluation.locate_captions import retrieval_set
+from softclip_cli.evaluation.locate_probe import probe_sets
 from softclip_cli.evaluation.probe import probe
 from softclip_cli.evaluation.retrieval import retrieval
 from softclip_cli.evaluation.suite import Outcome, Settings, run_units, units_of

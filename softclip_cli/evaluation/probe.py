@@ -13,7 +13,7 @@ from softclip_cli.errors import DataError, UsageError
 from softclip_cli.evaluation import outcomes, result
 from softclip_cli.evaluation.embed import EmbeddingModel, EmbedOptions, ImageFeatures, Progress, embed_images
 from softclip_cli.evaluation.few_shot import SEEDS, few_shot
-from softclip_cli.evaluation.locate import stratified_split
+from softclip_cli.evaluation.locate_probe import stratified_split
 from softclip_cli.evaluation.logistic import MAX_ITERATIONS, choose_strength, fit, iterations, peak, predict
 from softclip_cli.evaluation.sets import ClassificationSet
 from softclip_cli.evaluation.solver_arrays import SolverArrays, choose_arrays

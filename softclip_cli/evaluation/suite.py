@@ -19,13 +19,9 @@ from softclip_cli.evaluation.catalogue import catalogue
 from softclip_cli.evaluation.embed import EmbeddingModel, EmbedOptions, ImageFeatures, Progress, embed_images
 from softclip_cli.evaluation.find import COMMANDS, data_root, find_set, own_folder, parse_dataset, tasks_of
 from softclip_cli.evaluation.images import Subset, digest
-from softclip_cli.evaluation.locate import (
-    NoTrainingSplit,
-    classification_set,
-    multi_label_set,
-    probe_sets,
-    retrieval_set,
-)
+from softclip_cli.evaluation.locate import classification_set, multi_label_set
+from softclip_cli.evaluation.locate_captions import retrieval_set
+from softclip_cli.evaluation.locate_probe import NoTrainingSplit, probe_sets
 from softclip_cli.evaluation.multilabel import multi_label
 from softclip_cli.evaluation.probe import probe
 from softclip_cli.evaluation.retrieval import retrieval

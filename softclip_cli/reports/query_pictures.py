@@ -142,7 +142,7 @@ class _Pictures:
 def _open(where: str, name: str, split: str) -> ImageSource:
     """The images of an evaluated set: by its folder as it was, or as a set of the catalogue with that folder as its root."""
     from softclip_cli.evaluation.catalogue import catalogue
-    from softclip_cli.evaluation.locate import retrieval_set
+    from softclip_cli.evaluation.locate_captions import retrieval_set
 
     if name in catalogue():
         with contextlib.suppress(SoftclipError):

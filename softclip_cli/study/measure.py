@@ -10,7 +10,9 @@ from softclip_cli.errors import UsageError
 from softclip_cli.evaluation.corpus_evaluation import evaluate_corpus
 from softclip_cli.evaluation.corpus_sets import corpus_tasks, retrieval_task
 from softclip_cli.evaluation.embed import EmbedOptions
-from softclip_cli.evaluation.locate import classification_set, probe_sets, retrieval_set
+from softclip_cli.evaluation.locate import classification_set
+from softclip_cli.evaluation.locate_captions import retrieval_set
+from softclip_cli.evaluation.locate_probe import probe_sets
 from softclip_cli.evaluation.probe import probe
 from softclip_cli.evaluation.retrieval import retrieval
 from softclip_cli.evaluation.zeroshot import zero_shot
