@@ -169,14 +169,16 @@ if __name__ == "__main__":
 """
 
 
-def write_sets(root: Path, data: Path, cifar: int, pacs: int, pairs: int, their_package: Path) -> list[str]:
-    """The pictures of every set below `root`, in the two forms; returns the sets' names. `pacs`: of each class."""
+def write_sets(
+    root: Path, data: Path, cifar: int, pacs: int, pairs: int, their_package: Path, names: Path | None
+) -> list[str]:
+    """The pictures of every set below `root`, in the two forms; returns the sets' names. `pacs`: of each class; `names`: CIFAR-10's."""
     import open_clip
 
-    from softclip_cli.evaluation.locate import classification_set
+    from softclip_cli.evaluation.locate import Texts, classification_set
 
     prompts = json.loads((their_package / "datasets/en_zeroshot_classification_templates.json").read_text())["cifar10"]
-    whole = classification_set("cifar10", root=data)
+    whole = classification_set("cifar10", root=data, texts=Texts(names))
     rows: list[tuple[str, bytes]] = []
     left = dict.fromkeys(range(whole.class_count), cifar // whole.class_count)
     for number, label in enumerate(whole.labels.tolist()):
@@ -316,7 +318,9 @@ def target(name: str, value: float, limit: float, most: bool = False) -> dict[st
 def evaluation_rows(options: argparse.Namespace, work: Path, models: dict[str, Path], theirs: Path) -> Any:
     """Whole processes, in turns."""
     rows, targets = [], []
-    sets = write_sets(work, options.data, options.cifar, options.pacs, options.pairs, theirs / "clip_benchmark")
+    sets = write_sets(
+        work, options.data, options.cifar, options.pacs, options.pairs, theirs / "clip_benchmark", options.classnames
+    )
     for name, model in models.items():
         ways = [("softclip", "fp32"), ("clip-benchmark", "fp32")]
         ways += [] if options.fp32 else [("softclip", "bf16"), ("clip-benchmark", "amp")]
@@ -457,6 +461,9 @@ def main() -> None:
         "--models", nargs="+", default=[UNTRAINED], metavar="DIR", help=f"{UNTRAINED}, checkpoint folders, or both"
     )
     parser.add_argument("--data", type=Path, default=SHARED, help="folder that holds cifar10, pacs and flickr8k")
+    parser.add_argument(
+        "--classnames", type=Path, metavar="FILE", help="CIFAR-10's class names, where its copy has none: else numbers"
+    )
     parser.add_argument("--fp32", action="store_true", help="fp32 alone")
     parser.add_argument("--cifar", type=int, help="pictures of CIFAR-10")
     parser.add_argument("--pacs", type=int, help="pictures of each class and domain of PACS")
