@@ -59,8 +59,8 @@ class Model:
         self._place()
 
     def _place(self) -> None:
-        self._mean = torch.tensor(self.preprocess.mean, device=self.device).view(1, 3, 1, 1) * 255
-        self._scale = 1 / (torch.tensor(self.preprocess.std, device=self.device).view(1, 3, 1, 1) * 255)
+        self._mean = torch.tensor(self.preprocess.mean, device=self.device) * 255
+        self._scale = 1 / (torch.tensor(self.preprocess.std, device=self.device) * 255)
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +124,11 @@ class Model:
 
         The result keeps the memory order of the input, which is channels_last: the fast one for convolutions.
         """
-        return (pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2) - self._mean) * self._scale
+        # In place, and over rows of W·3 numbers: three at a time are not vectorised on a CPU (a third of the time).
+        width = pixels.shape[2]
+        rows = pixels.to(self.device, non_blocking=True).flatten(2).to(torch.float32, copy=True)
+        rows.sub_(self._mean.repeat(width)).mul_(self._scale.repeat(width))
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Texts → token ids, int64 (N, L) on the CPU; L is the batch's longest, rounded up, where that is exact."""

@@ -243,7 +243,8 @@ def _embed_images(
     parts: dict[str, Tensor] = {}
     hashes = np.zeros(total, dtype=np.int64)
     problems = options.spread.failures()
-    with evaluating(model.net):
+    # Around the loop, so that the weights are cast once.
+    with evaluating(model.net), _autocast(device, options.precision):
         for number, (pixels, batch_hashes, failures) in zip(numbers, loader, strict=True):
             first = number * batch_size
             if failures and not skip_damaged:
@@ -254,11 +255,10 @@ def _embed_images(
                         why,
                         "replace the file, or remove it from the set",
                     )
-            with _autocast(device, options.precision):
-                trunk = model.image_trunk(torch.as_tensor(pixels).to(device, non_blocking=True))
-                outputs = {"trunk": trunk}
-                if "projected" in kinds:
-                    outputs["projected"] = model.image_head(trunk.contiguous(), normalize=False)
+            trunk = model.image_trunk(torch.as_tensor(pixels).to(device, non_blocking=True))
+            outputs = {"trunk": trunk}
+            if "projected" in kinds:
+                outputs["projected"] = model.image_head(trunk.contiguous(), normalize=False)
             stop = first + len(pixels)
             for kind in kinds:
                 rows = outputs[kind].float()
@@ -306,11 +306,10 @@ def embed_texts(
     order = sorted(range(len(unique)), key=lambda i: len(unique[i]), reverse=True)
     encoded: Tensor | None = None
     problems = options.spread.failures()
-    with evaluating(model.net):
+    with evaluating(model.net), _autocast(device, options.precision):
         for number in options.spread.numbers(math.ceil(len(order) / batch_size)):
             picks = order[number * batch_size : (number + 1) * batch_size]
-            with _autocast(device, options.precision):
-                features = model.encode_text(model.tokenize([unique[i] for i in picks]).to(device), normalize=False)
+            features = model.encode_text(model.tokenize([unique[i] for i in picks]).to(device), normalize=False)
             features = F.normalize(features.float(), dim=-1).cpu()
             with problems.kept():
                 _check_finite(features, model, "text", partial(_text_of, unique, picks))
