@@ -27,6 +27,7 @@ class GlobalBatch:
         own: the rows of this process.
         groups: (N,) ids of pairs that share their positives, or None.
         scale: the student's logit scale, a scalar.
+        bias: what is added to its logits, a scalar; None but with loss = sigmoid.
         teacher_image, teacher_text: (N, e), or None where they are not needed.
         teacher: (left, right) factors whose products add up to the teacher's similarities of image rows and text columns.
         teacher_scale: what these are multiplied with.
@@ -47,6 +48,7 @@ class GlobalBatch:
     own: slice
     groups: Tensor | None
     scale: Tensor
+    bias: Tensor | None
     teacher_image: Tensor | None
     teacher_text: Tensor | None
     teacher: list[tuple[Tensor, Tensor]]
@@ -83,6 +85,7 @@ def gather_batch(
     teacher: Embeddings | None,
     scale: Tensor,
     *,
+    bias: Tensor | None = None,
     alpha: float,
     step: int,
     seed: int,
@@ -98,6 +101,7 @@ def gather_batch(
         image, text: (n, d) the student's, of this process, detached, in the precision to compute in.
         teacher: (n, e), of this process, where there is a separate one.
         scale: the student's logit scale.
+        bias: of the sigmoid loss.
         alpha: share of the soft targets.
         step, seed: decide random partitions.
         groups: (n,) ids, used with `multi_positive`.
@@ -138,6 +142,7 @@ def gather_batch(
         own=own,
         groups=None if shared is None else distributed.gather_rows(shared.to(image.device)),
         scale=scale,
+        bias=bias,
         teacher_image=teacher_image,
         teacher_text=teacher_text,
         teacher=_teacher_factors(choice, teacher_image, teacher_text),

@@ -11,7 +11,7 @@ from softclip_cli.objectives import distributed
 from softclip_cli.objectives.batch import GlobalBatch
 from softclip_cli.objectives.directional import RowHead, RowSoft, directional_loss
 from softclip_cli.objectives.linear_targets import CosineWeights, LinearTarget, Others, identity
-from softclip_cli.objectives.sigmoid import sigmoid_loss
+from softclip_cli.objectives.sigmoid import PairTargets, sigmoid_loss
 from softclip_cli.objectives.soft_targets import DIAGONAL_PENALTY, SoftTargets
 from softclip_cli.objectives.streaming import Plan, Product, Transposed, make_plan
 from softclip_cli.objectives.symmetric import Head, Parts, Soft, symmetric_loss
@@ -35,20 +35,16 @@ class LossGradient:
     bias: Tensor | None = None
 
 
-def loss_and_gradient(
-    batch: GlobalBatch, *, soft_scale: Tensor | None, bias: Tensor | None, gradient: bool
-) -> LossGradient:
+def loss_and_gradient(batch: GlobalBatch, *, soft_scale: Tensor | None, gradient: bool) -> LossGradient:
     """Compute the objective of a batch, together with the other processes.
 
     Args:
         batch: the global batch.
         soft_scale: the soft head's own logit scale, if it has one.
-        bias: of the sigmoid loss.
         gradient: whether the gradient is wanted.
     """
     if batch.choice.loss == "sigmoid":
-        assert bias is not None
-        result = _sigmoid(batch, bias, gradient)
+        result = _sigmoid(batch, gradient)
     elif batch.choice.directional:
         result = _directional(batch, soft_scale, gradient)
     else:
@@ -223,12 +219,21 @@ def _directional(batch: GlobalBatch, soft_scale: Tensor | None, gradient: bool) 
     return result
 
 
-def _sigmoid(batch: GlobalBatch, bias: Tensor, gradient: bool) -> LossGradient:
+def _sigmoid(batch: GlobalBatch, gradient: bool) -> LossGradient:
+    assert batch.bias is not None
     image = batch.image[batch.own]
     plan = _plan(batch, image.shape[0], batch.pairs)
     product = Product([(image, batch.text)], plan)
+    targets = None
+    if batch.soft_image is not None or batch.choice.pair_weights != "equal":
+        targets = PairTargets(batch.pair_weight[batch.own])
+        if batch.soft_image is not None:
+            taught = product
+            if batch.choice.teacher != "self":
+                taught = Product([(left[batch.own], right) for left, right in batch.teacher], plan)
+            targets = PairTargets(targets.own, batch.alpha, taught, batch.teacher_scale / batch.scale)
     parts = sigmoid_loss(
-        image, batch.text, batch.own, product, batch.scale, bias, batch.groups, plan, gradient=gradient
+        image, batch.text, batch.own, product, batch.scale, batch.bias, batch.groups, targets, plan, gradient=gradient
     )
     if parts.text is None:
         return LossGradient(parts.loss)

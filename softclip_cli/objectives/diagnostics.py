@@ -30,7 +30,8 @@ def diagnose(batch: GlobalBatch) -> dict[str, Tensor]:
 
     Always: `accuracy_image_to_text`, `accuracy_text_to_image` (share of rows closest to their own pair, or to one of
     its group, among the keys), `image_cosine`, `text_cosine` (mean cosine of different pairs). With soft targets also:
-    `alpha`, `soft_share` (share of rows with a soft target), `target_entropy` (nats, mean over rows), `own_weight`
+    `alpha`, `soft_share` (share of rows with a soft target), `target_entropy` (nats, mean over rows; with loss = sigmoid
+    the sum over a row's yes-or-no targets), `own_weight`
     (what the targets give to the own pair) and, with a teacher, `agreement` (share of rows whose soft target peaks
     where the student does). Where pairs are weighed: `clean_share`, `separation`, `judged`, `pair_weight` (`pair_weights.py`).
     Sinkhorn's potentials are to be those of all processes.
@@ -61,7 +62,7 @@ class TargetSide(NamedTuple):
     """Some rows of the targets of one direction, written out.
 
     Attributes:
-        target: (rows, keys): Y, hard and soft target together; each row sums to one.
+        target: (rows, keys): Y, hard and soft target together; each row sums to one, or is of probabilities (loss = sigmoid).
         soft: (rows, keys): A alone.
         similarity: (rows, keys) the student's, of the same direction.
         taught: whether a teacher has a say in it.
@@ -100,6 +101,9 @@ def target_sides(batch: GlobalBatch, rows: Tensor, to_text: Tensor, to_image: Te
     ):
         a = soft_target_rows(batch, sides, rows, bias, similarity.shape[1])
         i = _hard_target_rows(batch, rows, similarity)
+        if batch.choice.loss == "sigmoid":
+            yield TargetSide(i.lerp(a, batch.alpha), a, similarity, taught)
+            continue
         y = (hard[rows][:, None] * i + soft[rows][:, None] * a) / (hard + soft)[rows][:, None]
         yield TargetSide(y, a, similarity, taught)
 
@@ -111,6 +115,8 @@ def _target_sums(
     entropy, own, agree, compared = (batch.scale.new_zeros(()) for _ in range(4))
     for y, a, similarity, taught in target_sides(batch, rows, to_text, to_image):
         entropy = entropy - torch.xlogy(y, y).sum()
+        if batch.choice.loss == "sigmoid":
+            entropy = entropy - torch.xlogy(1 - y, 1 - y).sum()
         own = own + y[torch.arange(len(rows), device=rows.device), rows].sum()
         if taught:
             compared = compared + len(rows)
@@ -128,7 +134,7 @@ def _target_sums(
 def soft_target_rows(
     batch: GlobalBatch, sides: list[tuple[Tensor, Tensor]], rows: Tensor, bias: Tensor | None, columns: int
 ) -> Tensor:
-    """Some rows of A written out, (rows, columns); each sums to one.
+    """Some rows of A written out, (rows, columns); each sums to one, but with loss = sigmoid.
 
     Args:
         batch: the batch.
@@ -145,6 +151,9 @@ def soft_target_rows(
             a[index, rows] = 0
     else:
         similarity = torch.stack([left @ right.T for left, right in sides]).sum(dim=0)
+        if choice.rule == "sigmoid":
+            assert batch.bias is not None
+            return ((similarity * batch.scale + batch.bias) * (batch.teacher_scale / batch.scale)).sigmoid()
         if choice.rule == "cosine":
             a = (similarity + 1) / 2
         else:
@@ -167,6 +176,8 @@ def _hard_target_rows(batch: GlobalBatch, rows: Tensor, similarity: Tensor) -> T
     if batch.blocks is not None:
         same &= batch.blocks[rows][:, None] == batch.blocks[None, :]
     own[:, : batch.groups.shape[0]] = same.to(own)
+    if batch.choice.loss == "sigmoid":
+        return own
     return own / own.sum(dim=1, keepdim=True)
 
 

@@ -177,6 +177,7 @@ class Objective(nn.Module):
                 text,
                 teacher,
                 scale.reshape(()),
+                bias=bias,
                 alpha=alpha_at(self.choice, progress),
                 step=step,
                 seed=seed,
@@ -185,7 +186,7 @@ class Objective(nn.Module):
                 weigh=self.pair_weights,
                 learn=self.training and wanted,
             )
-            result = loss_and_gradient(batch, soft_scale=soft_scale, bias=bias, gradient=wanted)
+            result = loss_and_gradient(batch, soft_scale=soft_scale, gradient=wanted)
             self._regularise(result, image, text, batch.pairs)
             if (diagnostics or alignments) and batch.image_bias is not None:
                 batch.image_bias = distributed.sum_everywhere(batch.image_bias)

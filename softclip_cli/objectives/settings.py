@@ -38,7 +38,7 @@ class ObjectiveSettings(Section):
     """decay of the moving-average teacher"""
     ema_warmup: bool | None = None
     """let the decay grow as (1+n)/(10+n) over the first n steps"""
-    rule: Literal["identity", "uniform", "softmax", "sinkhorn", "cosine"] | None = None
+    rule: Literal["identity", "uniform", "softmax", "sinkhorn", "cosine", "sigmoid"] | None = None
     """how a soft target row is made: identity (none), uniform (label smoothing), softmax or sinkhorn of the teacher's
     similarities, cosine ((1+similarity)/2, normalised)"""
     targets: Literal["direct", "swapped"] | None = None
@@ -119,7 +119,7 @@ class ResolvedObjective(Section):
     teacher_model: str | None = None
     ema_decay: float = 0.999
     ema_warmup: bool = True
-    rule: Literal["identity", "uniform", "softmax", "sinkhorn", "cosine"] = "identity"
+    rule: Literal["identity", "uniform", "softmax", "sinkhorn", "cosine", "sigmoid"] = "identity"
     targets: Literal["direct", "swapped"] = "direct"
     similarity: Literal["cross", "cross+intra", "image"] = "cross"
     target_diagonal: Literal["keep", "drop"] = "keep"
@@ -227,7 +227,7 @@ def objective_conflicts(settings: ObjectiveSettings) -> list[Conflict]:
     checks = [
         (
             ("rule", "teacher"),
-            choice.rule in ("softmax", "sinkhorn", "cosine") and choice.teacher == "none",
+            choice.rule in ("softmax", "sinkhorn", "cosine", "sigmoid") and choice.teacher == "none",
             f"rule = {choice.rule} needs a teacher: set teacher to self, ema or frozen",
         ),
         (
@@ -256,11 +256,10 @@ def objective_conflicts(settings: ObjectiveSettings) -> list[Conflict]:
             "teacher_scale_of = teacher needs a teacher with a scale of its own (ema or frozen)",
         ),
         (
-            ("pair_weights", "teacher", "loss", "similarity"),
-            choice.pair_weights == "posterior"
-            and (choice.teacher == "none" or choice.loss == "sigmoid" or choice.similarity == "image"),
-            "pair_weights = posterior needs a teacher of images and texts (teacher = self, ema or frozen), loss = softmax and"
-            " another similarity than image",
+            ("pair_weights", "teacher", "similarity"),
+            choice.pair_weights == "posterior" and (choice.teacher == "none" or choice.similarity == "image"),
+            "pair_weights = posterior needs a teacher of images and texts (teacher = self, ema or frozen) and another"
+            " similarity than image",
         ),
         (
             ("partition", "mix"),
@@ -306,8 +305,21 @@ def objective_conflicts(settings: ObjectiveSettings) -> list[Conflict]:
         ),
         (
             ("loss", "rule", "queue_size", "keys"),
-            choice.loss == "sigmoid" and (choice.has_soft_targets or choice.directional),
-            "loss = sigmoid has no soft targets, queue or teacher's keys: set rule = identity",
+            choice.loss == "sigmoid" and (choice.rule not in ("identity", "sigmoid") or choice.directional),
+            "loss = sigmoid has no targets whose rows sum to one, no queue and no teacher's keys: set rule to identity or sigmoid",
+        ),
+        (
+            ("rule", "loss", "teacher", "teacher_scale_of", "targets", "similarity", "target_diagonal", "mix"),
+            choice.rule == "sigmoid"
+            and (
+                choice.loss != "sigmoid"
+                or choice.teacher not in ("self", "ema")
+                or choice.teacher_scale_of != "student"
+                or (choice.targets, choice.similarity, choice.target_diagonal) != ("direct", "cross", "keep")
+                or choice.mix != "blend"
+            ),
+            "rule = sigmoid needs loss = sigmoid, teacher = self or ema (whose bias is the student's), teacher_scale_of = student,"
+            " targets = direct, similarity = cross, target_diagonal = keep and mix = blend",
         ),
         (
             ("initial_logit_scale", "min_logit_scale", "max_logit_scale"),
@@ -363,7 +375,8 @@ def advice(choice: ResolvedObjective) -> list[str]:
     said = []
     if (
         choice.teacher == "self"
-        and (choice.rule, choice.targets, choice.similarity) == ("softmax", "direct", "cross")
+        and choice.rule in ("softmax", "sigmoid")
+        and (choice.targets, choice.similarity) == ("direct", "cross")
         and choice.mix != "two-head"
         and choice.target_diagonal == "keep"
         and not choice.teacher_scale_fixed
@@ -373,7 +386,9 @@ def advice(choice: ResolvedObjective) -> list[str]:
             "a self-teacher with direct targets at the student's own scale has exactly no gradient on its soft rows: "
             "set objective.targets = swapped or objective.teacher_scale = 2"
         )
-    only_itself = choice.teacher == "self" and choice.rule == "softmax" and choice.mix in ("blend", "subset")
+    only_itself = (
+        choice.teacher == "self" and choice.rule in ("softmax", "sigmoid") and choice.mix in ("blend", "subset")
+    )
     if only_itself and choice.alpha_end == 1 and (choice.alpha_schedule == "constant" or choice.alpha_warmup < 1):
         said.append(
             "for a part of the training a self-teacher's targets are all that is learnt from, which collapses the space: "
