@@ -76,6 +76,8 @@ def test_numerical_derivatives_agree(name: str) -> None:
     """gradcheck, with the teacher's scale held still (no gradient flows through it by definition)."""
     choices: dict[str, Any] = {"teacher_scale_fixed": 20.0} if name in ("psd", "softclip", "albef") else {}
     choices |= {"teacher": "ema"} if name == "psd" else {}
+    if name == "softclip-sigmoid":
+        choices = {"teacher_scale_fixed": 20.0, "initial_logit_bias": 0.0}
     objective = build_objective(make_settings(name, **choices), embed_dim=WIDTH).double().eval()
     taught = Embeddings(*(side.detach() for side in pair(5, 7, torch.float64)), torch.tensor(9.0, dtype=torch.float64))
     image, text = pair(5, 1, torch.float64)
@@ -156,7 +158,12 @@ def test_all_wrong_choices_are_told_at_once() -> None:
         ({"name": "psd", "keys": "teacher"}, "keys = teacher needs teacher = ema or frozen"),
         ({"name": "otter", "queue_size": 64}, "a queue or the teacher's keys need"),
         ({"name": "label-smoothing", "mix": "two-head"}, "mix = two-head needs"),
-        ({"name": "siglip", "rule": "uniform"}, "loss = sigmoid has no soft targets"),
+        ({"name": "siglip", "rule": "uniform"}, "loss = sigmoid has no targets whose rows sum to one"),
+        ({"name": "softclip-sigmoid", "loss": "softmax"}, "rule = sigmoid needs loss = sigmoid"),
+        (
+            {"name": "softclip-sigmoid", "teacher": "frozen", "teacher_model": "x"},
+            "rule = sigmoid needs loss = sigmoid",
+        ),
         ({"name": "psd", "teacher_scale_of": "teacher"}, "scale of its own"),
         ({"name": "cwcl", "teacher_model": "x", "targets": "swapped"}, "no meaning with similarity = image"),
     ],

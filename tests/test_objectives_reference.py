@@ -124,15 +124,24 @@ def reference_loss(
     pair_weight = torch.ones(len(image), 1, dtype=torch.float64)
     count = image.shape[0]
     identity = spread_identity(count, groups if choice.multi_positive else None)
+    if choice.teacher == "self":
+        teacher = image.detach(), text.detach()
+    if judged:
+        pair_weight = reference_weights(*teacher)[:, None]
     if choice.loss == "sigmoid":
         assert objective.logit_bias is not None
         sign = torch.where(identity > 0, 1.0, -1.0).double()
-        loss = -functional.logsigmoid(sign * (scale * image @ text.T + objective.logit_bias)).sum() / count
+        logits = scale * image @ text.T + objective.logit_bias
+        counts = torch.ones_like(sign) + torch.diag(pair_weight.flatten() - 1)
+        loss = -(counts * functional.logsigmoid(sign * logits)).sum() / count
+        if choice.rule == "sigmoid":
+            sharpness = (
+                choice.teacher_scale_fixed / float(scale) if choice.teacher_scale_fixed else choice.teacher_scale
+            )
+            taught = (scale * teacher[0] @ teacher[1].T + objective.logit_bias).detach() * sharpness
+            soft_loss = functional.binary_cross_entropy_with_logits(logits, taught.sigmoid(), reduction="sum") / count
+            loss = (1 - alpha) * loss + alpha * soft_loss
     else:
-        if choice.teacher == "self":
-            teacher = image.detach(), text.detach()
-        if judged:
-            pair_weight = reference_weights(*teacher)[:, None]
         keep = teacher if choice.teacher in ("ema", "frozen") else (image.detach(), text.detach())
         image_keys, text_keys = keep if choice.keys == "teacher" else (image, text)
         teacher_image_keys, teacher_text_keys = teacher
@@ -290,6 +299,9 @@ WEIGHED: list[dict[str, Any]] = [
     {"keys": "teacher"},
     {"rule": "sinkhorn", "sinkhorn_lambda": 0.4},
     {"rule": "cosine"},
+    {"name": "softclip-sigmoid"},
+    {"name": "softclip-sigmoid", "teacher": "self", "teacher_scale": 1.7},
+    {"name": "softclip-sigmoid", "rule": "identity"},
 ]
 
 
@@ -297,7 +309,7 @@ WEIGHED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("choices", WEIGHED, ids=lambda choices: " ".join(map(str, choices.values())) or "softclip")
 def test_weighed_pairs_agree_with_the_reference(choices: dict[str, Any], layout: str) -> None:
     """With a mixture that judges, in every way to mix hard and soft targets."""
-    compare(make_settings("softclip", **choices, **LAYOUTS[layout]), judged=True)
+    compare(make_settings(**{"name": "softclip"} | choices, **LAYOUTS[layout]), judged=True)
 
 
 OVERRIDES: list[tuple[str, dict[str, Any]]] = [
@@ -333,6 +345,7 @@ OVERRIDES: list[tuple[str, dict[str, Any]]] = [
     ("clip", {"queue_size": 30}),
     ("clip", {"cyclic_intra": 0.7, "cyclic_cross": 0.1}),
     ("siglip", {"cyclic_cross": 0.5}),
+    ("siglip", {"rule": "sigmoid", "teacher": "ema", "teacher_scale_fixed": 30.0, "alpha_end": 0.6}),
 ]
 
 
@@ -344,7 +357,7 @@ def test_other_choices_agree_with_the_reference(name: str, choices: dict[str, An
 
 
 @pytest.mark.parametrize("scale", [14.0, 60.0])
-@pytest.mark.parametrize("name", ["clip", "psd", "ema-kd", "otter", "albef", "siglip", "cwcl"])
+@pytest.mark.parametrize("name", ["clip", "psd", "ema-kd", "otter", "albef", "siglip", "softclip-sigmoid", "cwcl"])
 def test_larger_batches_keep_their_precision_in_tiles(name: str, scale: float) -> None:
     """Sums over several hundred rows in float32, gathered tile by tile."""
     settings = make_settings(name, tiled="always", tile_rows=64, **({"queue_size": 300} if name == "albef" else {}))
@@ -387,5 +400,5 @@ def test_a_batch_of_one_pair_works(name: str) -> None:
     teacher = Embeddings(image, text, torch.tensor(9.0)) if objective.needs_teacher in ("ema", "frozen") else None
     loss = objective(Embeddings(image, text), teacher, torch.tensor(14.0), 0.5).loss
     assert torch.isfinite(loss)
-    if name not in ("siglip", "cyclip"):
+    if name not in ("siglip", "softclip-sigmoid", "cyclip"):
         assert abs(loss.item()) < 1e-4

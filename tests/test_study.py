@@ -270,6 +270,20 @@ def test_a_study_goes_on_and_runs_only_what_changed(colour_corpus, tmp_path):
     )
 
 
+def test_two_commands_do_not_run_in_one_folder(colour_corpus, tmp_path):
+    study, out = make(colour_corpus), tmp_path / "out"
+    refused = []
+
+    def second(kind, facts):
+        if kind == "cell" and not refused:
+            with pytest.raises(UsageError, match="another process runs a study") as caught:
+                run_study(study, out)
+            refused.append(caught.value)
+
+    assert run_study(study, out, report=second).finished == 4
+    assert "lock" in refused[0].why and "--out" in refused[0].hint
+
+
 def test_interrupted_after_a_cell_the_rest_is_left(colour_corpus, tmp_path, monkeypatch):
     from softclip_cli.errors import Interrupted
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours without the yellow, told apart with any kind of colour vision, then others; markers differ besides.
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
-    "#000000", "#7f7f7f", "#8c510a", "#5e3c99", "#a6266e", "#4d7c0f",
+    "#000000", "#7f7f7f", "#8c510a", "#5e3c99", "#a6266e", "#4d7c0f", "#b91c1c", "#0e7490",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 VARIANT = " ("  # what follows it in a name says how a row differs from another: same colour, dashed
@@ -128,11 +128,11 @@ def line_panels(
 
 
 def _look(name: str, names: Sequence[str]) -> tuple[str, str, Any]:
-    """Colour, marker and dash of a line; a variant has the colour of what it is one of."""
+    """Colour, marker and dash of a line; a variant has the colour of what it is one of, dashed. A second round is dotted."""
     base = name.split(VARIANT)[0]
     plain = [other for other in names if VARIANT not in other or other.split(VARIANT)[0] not in names]
     index = plain.index(base if base in plain else name)
-    dash: Any = (0, (4, 2)) if name not in plain or index >= len(COLOURS) else "-"
+    dash: Any = (0, (4, 2)) if name not in plain else (0, (1, 1.5)) if index >= len(COLOURS) else "-"
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], dash
 
 

@@ -165,13 +165,17 @@ def run_study(
         What came of it; failed cells are in it and no error.
 
     Raises:
-        UsageError, DataError, ModelError, HostError: nothing can be run.
+        UsageError, DataError, ModelError, HostError: nothing can be run, or another process runs a study there.
         Interrupted: asked to stop; what is finished stays.
     """
-    began = time.perf_counter()
     store = Store(out)
     store.check()
-    store.folder()
+    with store.locked():
+        return _run_study(study, store, workers, only, report)
+
+
+def _run_study(study: Study, store: Store, workers: int, only: Sequence[str], report: Report) -> Outcome:
+    began, out = time.perf_counter(), store.path
     replace_text(out / "study.toml", to_toml(study))
     path, fingerprint = open_study_corpus(study, store, report)
     planner = Planner(study, path, fingerprint, _known(study, only))

@@ -4,12 +4,14 @@ results/noise/
   study.toml        the study as it was run last      cells/KEY.json     one result a run
   failed/KEY.json   why a run failed                  heads/             weights of rows that teach others
   runs/KEY          folders of whole runs             results.parquet    all results, a row each
+  lock              held while a study runs here
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from softclip_cli.training.run_folder import json_text, replace_text
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE = "results.parquet"
+TABLE, LOCK = "results.parquet", "lock"
 
 
 class Store:
@@ -52,11 +54,34 @@ class Store:
         Raises:
             UsageError: it is not empty and no study's.
         """
-        there = self.path.is_dir() and any(self.path.iterdir())
+        there = self.path.is_dir() and any(part.name != LOCK for part in self.path.iterdir())
         if self.path.is_file() or (there and not (self.path / "study.toml").is_file()):
             raise UsageError(
                 f"{self.path} is not a study's folder", "it holds something else", "name a new folder: --out DIR"
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running a study here: two of them would write into the same runs.
+
+        Raises:
+            UsageError: one does already.
+        """
+        import filelock
+
+        lock = filelock.FileLock(self.folder() / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise UsageError(
+                f"another process runs a study in {self.path}",
+                f"it holds {self.path / LOCK}",
+                "wait for it or stop it, or name another folder: --out DIR",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def weights(self, key: str | None) -> Path:
         """Where the projections of a cell are kept that teaches others."""
