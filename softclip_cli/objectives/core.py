@@ -224,14 +224,14 @@ def _sigmoid(batch: GlobalBatch, gradient: bool) -> LossGradient:
     image = batch.image[batch.own]
     plan = _plan(batch, image.shape[0], batch.pairs)
     product = Product([(image, batch.text)], plan)
-    targets = None
-    if batch.soft_image is not None or batch.choice.pair_weights != "equal":
-        targets = PairTargets(batch.pair_weight[batch.own])
-        if batch.soft_image is not None:
-            taught = product
-            if batch.choice.teacher != "self":
-                taught = Product([(left[batch.own], right) for left, right in batch.teacher], plan)
-            targets = PairTargets(targets.own, batch.alpha, taught, batch.teacher_scale / batch.scale)
+    weights, targets = batch.pair_weight[batch.own], None
+    if batch.soft_image is not None:
+        taught = product
+        if batch.choice.teacher != "self":
+            taught = Product([(left[batch.own], right) for left, right in batch.teacher], plan)
+        targets = PairTargets(weights, batch.alpha, taught, batch.teacher_scale / batch.scale)
+    elif batch.choice.pair_weights != "equal":
+        targets = PairTargets(weights)
     parts = sigmoid_loss(
         image, batch.text, batch.own, product, batch.scale, batch.bias, batch.groups, targets, plan, gradient=gradient
     )

@@ -40,7 +40,7 @@ class ObjectiveSettings(Section):
     """let the decay grow as (1+n)/(10+n) over the first n steps"""
     rule: Literal["identity", "uniform", "softmax", "sinkhorn", "cosine", "sigmoid"] | None = None
     """how a soft target row is made: identity (none), uniform (label smoothing), softmax or sinkhorn of the teacher's
-    similarities, cosine ((1+similarity)/2, normalised)"""
+    similarities, cosine ((1+similarity)/2, normalised), sigmoid (a probability for each pair; with loss = sigmoid)"""
     targets: Literal["direct", "swapped"] | None = None
     """direct: image rows take the teacher's image-to-text similarities; swapped: its text-to-image ones"""
     similarity: Literal["cross", "cross+intra", "image"] | None = None
