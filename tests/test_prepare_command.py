@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from softclip_cli.commands.data import app
 from softclip_cli.data.corpus import Corpus
+from softclip_cli.evaluation.locate import classification_set
 
 COMMAND = [sys.executable, "-c", "from softclip_cli.commands.data import app; app()"]
 
@@ -33,6 +34,19 @@ def test_prepare_says_what_it_found_and_made(tmp_path: Path) -> None:
     assert "format pairs: a folder of pairs: 0.jpg has 0.txt beside it" in result.stderr
     assert "1 broken records (3.23%): 1 not-an-image" in result.stdout
     assert "dropped.parquet" in result.stdout
+
+
+def test_a_labelled_set_is_prepared_with_captions_and_evaluated_by_its_labels(tmp_path: Path) -> None:
+    """A prepared corpus holds signatures, which are bytes as images are, and labels that make it a classification set."""
+    for split, count in (("train", 3), ("test", 2)):
+        for number, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                put(tmp_path / "s" / split / name / f"{i}.jpg", jpeg(10 * number + i, size=(40, 40)))
+    result = call("prepare", tmp_path / "s", tmp_path / "c", "-j", 1, "--caption-template", "a photo of a {}")
+    assert result.exit_code == 0, result.output
+    found = classification_set(str(tmp_path / "c"))
+    assert (found.split, found.class_names, found.labels.tolist()) == ("test", ("cat", "dog"), [0, 0, 1, 1])
+    assert found.images[0][:2] == b"\xff\xd8"
 
 
 def test_prepare_prints_exactly_one_json_document(tmp_path: Path) -> None:

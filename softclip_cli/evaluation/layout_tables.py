@@ -47,17 +47,15 @@ class Table:
         """The column that holds encoded images."""
         import datasets
 
-        def holds_images(feature: Any) -> bool:
-            is_struct = isinstance(feature, dict) and "bytes" in feature
-            return (
-                isinstance(feature, datasets.Image)
-                or is_struct
-                or getattr(feature, "dtype", None) in ("binary", "large_binary")
-            )
-
         if wanted in self.features:
             return str(wanted)
-        found = [name for name, feature in self.features.items() if holds_images(feature)]
+        typed, binary = [], []  # other bytes than images are kept in tables, too: signatures in a prepared corpus
+        for name, feature in self.features.items():
+            if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
+                typed.append(name)
+            elif getattr(feature, "dtype", None) in ("binary", "large_binary"):
+                binary.append(name)
+        found = typed or binary
         if len(found) != 1:
             raise DataError(
                 f"{self.where}: cannot tell the image column",
