@@ -46,16 +46,19 @@ class PairTargets:
     taught: Product | None = None
     sharpness: Tensor | None = None
 
-    def rows(self, slab: slice, positive: Tensor, diagonal: int, scale: Tensor, bias: Tensor) -> Tensor:
+    def rows(
+        self, slab: slice, like: Tensor, positive: Tensor | None, diagonal: int, scale: Tensor, bias: Tensor
+    ) -> Tensor:
         """The weight of −log σ(x), (1 − α) w [z = 1] + α A, of a slab: (rows, N).
 
         Args:
             slab: which of these rows.
-            positive: bool (rows, N), z = 1.
+            like: (rows, N), for shape and type.
+            positive: bool (rows, N), z = 1; None: own pairs only.
             diagonal: offset of the own pairs in it.
             scale, bias: the student's k and b.
         """
-        target = positive.to(self.own)
+        target = torch.zeros_like(like) if positive is None else positive.to(like)
         target.diagonal(offset=diagonal).copy_(self.own[slab])
         if self.taught is not None and self.sharpness is not None:
             logits = (self.taught.slab(slab) * scale).add_(bias).mul_(self.sharpness)
@@ -103,15 +106,11 @@ def sigmoid_loss(
         similarity = product.slab(slab)
         logits = (similarity * scale).add_(bias)
         diagonal = start + slab.start
-        if groups is None:
-            positive = torch.zeros_like(logits, dtype=torch.bool)
-            positive.diagonal(offset=diagonal).fill_(True)
-        else:
-            positive = groups[diagonal : start + slab.stop, None] == groups[None, :]
+        positive = None if groups is None else groups[diagonal : start + slab.stop, None] == groups[None, :]
         if targets is None:
-            value, push = _yes_and_no(logits, positive)
+            value, push = _yes_and_no(logits, positive, diagonal)
         else:
-            target = targets.rows(slab, positive, diagonal, scale, bias)
+            target = targets.rows(slab, logits, positive, diagonal, scale, bias)
             value, push = _weighed(logits, target, targets.surplus(slab), diagonal)
         loss = loss + value
         if image_gradient is None or text_gradient is None:
@@ -126,13 +125,20 @@ def sigmoid_loss(
     return SigmoidParts(loss / pairs, image_gradient, text_gradient, slope / pairs, offset / pairs)
 
 
-def _yes_and_no(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+def _yes_and_no(logits: Tensor, positive: Tensor | None, diagonal: int) -> tuple[Tensor, Tensor]:
     """Sum of the losses, and its slope by the logits, whose memory is reused."""
     # Of −z x the loss is softplus and its slope sigmoid, which is exact for positives, too.
-    signed = torch.where(positive, -logits, logits, out=logits)
+    signed = _turned(logits, positive, diagonal)
     value = functional.softplus(signed).sum()
-    push = signed.sigmoid_()
-    return value, torch.where(positive, -push, push, out=push)
+    return value, _turned(signed.sigmoid_(), positive, diagonal)
+
+
+def _turned(values: Tensor, positive: Tensor | None, diagonal: int) -> Tensor:
+    """The sign of positive pairs changed: in place where these are the own pairs alone, without another matrix."""
+    if positive is not None:
+        return torch.where(positive, -values, values)
+    values.diagonal(offset=diagonal).neg_()
+    return values
 
 
 def _weighed(logits: Tensor, target: Tensor, surplus: Tensor, diagonal: int) -> tuple[Tensor, Tensor]:
